@@ -1,0 +1,1 @@
+//! The stand-alone fault-loop benchmark of userswap.

@@ -1,0 +1,1 @@
+//! The userswap engine: page states, the fault path, moving out, paged regions.

@@ -1,0 +1,1 @@
+//! userfaultfd and the system calls around it, with the kernel's answers as words.

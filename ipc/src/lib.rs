@@ -1,0 +1,1 @@
+//! The userspace-swap contract: messages in Mojo's layout, transport, client end.

@@ -1,0 +1,1 @@
+//! Pure decisions for userswap: what to move, when, within which budget.

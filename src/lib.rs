@@ -1,0 +1,1 @@
+//! A userfaultfd fault-servicing engine with pluggable backing stores.

@@ -1,0 +1,1 @@
+//! The contract between userswap and a backing store.

@@ -1,0 +1,1 @@
+//! Backing stores for userswap: compressed RAM and more.

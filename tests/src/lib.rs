@@ -1,0 +1,1 @@
+//! Harness, simulator and whole-system tests of userswap.
