@@ -1,0 +1,242 @@
+//! What was added beside the mirror: interfaces of their own, versioned, agreed on by `Hello`, absent in strict mode.
+//!
+//! | interface · method (ordinal) | fields in order | kind |
+//! |---|---|---|
+//! | client · Hello (0) | version u32, wants u64 → version u32, granted u64, uffd_device handle?, gate handle?, staging_pages u64 | sync |
+//! | client · Staging (1) | area MemoryRegion → () | sync |
+//! | client · Hint (2) | kind u32, value u64 | one-way |
+//! | daemon · Move (0) | epoch u64, mover u32, moves array → status u32, results array | answered |
+//! | daemon · Drop (1) | areas array, how u32 → () | answered |
+
+use crate::contract::MemoryRegion;
+
+/// The version of the extension interfaces this crate speaks. A peer that answers with another one is spoken to in the
+/// mirror alone.
+pub const VERSION: u32 = 1;
+
+bitflags::bitflags! {
+    /// What a client asks for in `Hello`, and what it is granted.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct Abilities: u64 {
+        /// `Move` with [`Mover::Remap`] and `Drop`: acknowledged, many ranges in one message.
+        const ORDERS = 1;
+        /// `Move` with [`Mover::UffdMove`], and a staging area as its destination.
+        const UFFD_MOVE = 1 << 1;
+        /// A gate word in shared memory; without it an order's epoch isn't looked at.
+        const GATE = 1 << 2;
+        /// A `/dev/userfaultfd` descriptor, for a client that may not open one itself.
+        const DEVICE = 1 << 3;
+        /// `Hint` is listened to.
+        const HINTS = 1 << 4;
+    }
+}
+
+/// Counts what happened to a client's address space: raised whenever an event (unmap, remap, remove, fork) is applied.
+/// An order made under one epoch isn't carried out under another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Epoch(pub u64);
+
+/// Parameters of `Hello`, the first message of an extended client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The version the client speaks.
+    pub version: u32,
+    /// [`Abilities`] bits it would like; unknown ones are not granted.
+    pub wants: u64,
+}
+
+/// The answer to `Hello`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HelloReply<H> {
+    /// The version the daemon speaks.
+    pub version: u32,
+    /// [`Abilities`] bits granted.
+    pub granted: u64,
+    /// An open `/dev/userfaultfd`, with [`Abilities::DEVICE`].
+    pub uffd_device: Option<H>,
+    /// A sealed memfd holding the gate, with [`Abilities::GATE`].
+    pub gate: Option<H>,
+    /// How many pages of staging to announce, with [`Abilities::UFFD_MOVE`].
+    pub staging_pages: u64,
+}
+
+/// Parameters of `Staging`: the read-write area that `UFFDIO_MOVE` moves into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Staging {
+    /// The area.
+    pub area: MemoryRegion,
+}
+
+/// What a client may tell about itself, for the policy to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HintKind {
+    /// Whether a person sees it (value 0 or 1).
+    Visible,
+    /// Whether it is heard (0 or 1).
+    Audible,
+    /// Whether it is still loading (0 or 1).
+    Loading,
+    /// Whether it was frozen (0 or 1).
+    Frozen,
+}
+
+/// Parameters of `Hint`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hint {
+    /// What is told.
+    pub kind: HintKind,
+    /// Its value.
+    pub value: u64,
+}
+
+/// How pages are moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mover {
+    /// mremap(DONTUNMAP) into the swap area: any memory, whole mappings.
+    Remap,
+    /// UFFDIO_MOVE into the staging area: refuses pinned and shared pages, splits no mapping.
+    UffdMove,
+}
+
+/// One range of a `Move`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MoveRange {
+    /// First byte to move.
+    pub src: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Where the first byte goes.
+    pub dest: u64,
+}
+
+/// The most ranges in one `Move`: the client's agent keeps an order on its stack.
+pub const MAX_MOVES: usize = 512;
+
+/// The most areas in one `Drop`.
+pub const MAX_DROPS: usize = 512;
+
+/// Parameters of `Move`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// The epoch the order was made under.
+    pub epoch: Epoch,
+    /// How.
+    pub mover: Mover,
+    /// What, at most [`MAX_MOVES`].
+    pub moves: Vec<MoveRange>,
+}
+
+/// Whether an order was carried out at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MoveStatus {
+    /// Every range was tried; the results say how far each one got.
+    Done,
+    /// The epoch had changed: nothing was done, there are no results.
+    EpochChanged,
+    /// The gate wasn't had in time: nothing was done, there are no results.
+    GateBusy,
+}
+
+/// Why a range wasn't moved whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MoveStop {
+    /// It was.
+    None,
+    /// A page is in place at the destination already.
+    Present,
+    /// An event is unread, or the address space is being changed: later.
+    Busy,
+    /// Source or destination isn't mapped, or not as the mover needs it.
+    Unmapped,
+    /// A page is pinned or shared with a child.
+    Pinned,
+    /// There is no page at the source.
+    Hole,
+    /// No memory for page tables or mappings.
+    NoMemory,
+    /// The kernel wouldn't for another reason.
+    Refused,
+}
+
+/// What became of one range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MoveResult {
+    /// Bytes now at the destination, from the start of the range.
+    pub moved: u64,
+    /// Why not more.
+    pub stop: MoveStop,
+}
+
+/// The answer to `Move`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MoveReply {
+    /// Whether anything was done.
+    pub status: MoveStatus,
+    /// One entry for each range of the order, in its order; none unless `Done`.
+    pub results: Vec<MoveResult>,
+}
+
+/// How memory is given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DropHow {
+    /// As `MapArea` does: mapped anew with no access. For the swap area.
+    MapArea,
+    /// MADV_DONTNEED, the mapping stays. For the staging area, and the swap area too.
+    DontNeed,
+}
+
+/// Parameters of `Drop`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drop {
+    /// What, at most [`MAX_DROPS`].
+    pub areas: Vec<MemoryRegion>,
+    /// How.
+    pub how: DropHow,
+}
+
+/// An enum that the wire carries as a u32.
+pub(crate) trait Code: Copy + 'static {
+    /// Its name in errors.
+    const NAME: &'static str;
+    /// Its values; the index is the code.
+    const VALUES: &'static [Self];
+    fn code(self) -> u32;
+}
+
+macro_rules! codes {
+    ($ty:ident: $($variant:ident = $code:literal),+ $(,)?) => {
+        impl Code for $ty {
+            const NAME: &'static str = stringify!($ty);
+            const VALUES: &'static [Self] = &[$(Self::$variant),+];
+            fn code(self) -> u32 {
+                match self { $(Self::$variant => $code),+ }
+            }
+        }
+    };
+}
+
+codes!(HintKind: Visible = 0, Audible = 1, Loading = 2, Frozen = 3);
+codes!(Mover: Remap = 0, UffdMove = 1);
+codes!(MoveStatus: Done = 0, EpochChanged = 1, GateBusy = 2);
+codes!(MoveStop: None = 0, Present = 1, Busy = 2, Unmapped = 3, Pinned = 4, Hole = 5, NoMemory = 6, Refused = 7);
+codes!(DropHow: MapArea = 0, DontNeed = 1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check<T: Code + PartialEq + std::fmt::Debug>() {
+        for (index, value) in T::VALUES.iter().enumerate() {
+            assert_eq!(usize::try_from(value.code()).unwrap(), index, "{}::{value:?}", T::NAME);
+        }
+    }
+
+    #[test]
+    fn a_code_is_its_values_index() {
+        check::<HintKind>();
+        check::<Mover>();
+        check::<MoveStatus>();
+        check::<MoveStop>();
+        check::<DropHow>();
+    }
+}
