@@ -1,1 +1,27 @@
 //! The userswap engine: page states, the fault path, moving out, paged regions.
+//!
+//! Start with [`fault`]: read → decide → fetch → install. [`evict`] is the way out. Both are thin shells over the pure
+//! [`core`]; the [`memory`] seam says how an address space is reached, [`space`] holds its gate, [`engine`] the threads.
+
+pub mod core;
+pub mod directory;
+pub mod engine;
+pub mod evict;
+pub mod fault;
+pub mod local;
+pub mod memory;
+pub mod pacer;
+mod pending;
+mod ring;
+pub mod shares;
+pub mod slots;
+pub mod space;
+pub mod watched;
+
+pub use engine::{Engine, EngineBuilder, Observer, SpaceId, Unobserved};
+pub use evict::{EvictError, Keep, MovedOut};
+pub use local::{LocalReach, PagedRegion};
+pub use memory::{Memory, MemoryError};
+pub use pacer::Pacer;
+pub use space::{Space, Usage};
+pub use watched::{Reach, Watched};

@@ -1,1 +1,3 @@
 //! Harness, simulator and whole-system tests of userswap.
+
+pub mod plain;

@@ -1,0 +1,15 @@
+//! The pure core: what is known of every page, and what follows from it.
+//!
+//! Nothing here makes a system call, takes a lock, reads a clock or calls a store. A [`Shard`] is the whole state of one
+//! region behind one `&mut`; the loops in [`crate::fault`] and [`crate::evict`] lock it for the few instructions a
+//! decision takes, act, and come back to record what the kernel answered. The simulator drives the same methods.
+
+mod index;
+mod page;
+mod shard;
+mod transition;
+
+pub use index::{Generation, PageIndex, RegionId, SlotId, SlotPage};
+pub use page::{Flags, PageState, PageTable};
+pub use shard::{Decision, Flight, Install, Kept, Lost, Piece, Segment, Shard, Vanished};
+pub use transition::{Counts, Transition};

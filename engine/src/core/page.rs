@@ -1,0 +1,217 @@
+//! The page table of a region: twelve bytes a page, dense, indexed by [`PageIndex`].
+
+use super::index::{Generation, PageIndex, SlotPage};
+use userswap_store::Handle;
+
+/// Where a page's bytes are, and who is working on it.
+///
+/// ```text
+///              first touch, install                 order            moved                     committed
+///   absent ───────────────────────▶ resident ──────────────▶ moving ─────────▶ standby ───────────────────▶ stored
+///     ▲                             ▲  ▲  ▲ ▲                  │                 │  ▲                        │  ▲
+///     │ unmapped                    │  │  │ └── not moved ─────┘           fault │  │ busy             fault │  │ busy
+///   any state                       │  │  │                                      ▼  │                        ▼  │
+///                                   │  │  └────────── installed ──────────── recalling                  fetching
+///   any state ── removed ──▶ zero ──┘  └───────────── installed ──────────────────────────────────────────┘  │
+///                                                                              can't be brought back ──▶ poisoned
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PageState {
+    /// Never ours; the kernel alone knows whether anything is there.
+    Absent,
+    /// With its owner, as far as we know: we brought it in or left it there.
+    Resident,
+    /// Removed by its owner: must read as zeros.
+    Zero,
+    /// A move order covers it and its outcome isn't known; faults on it wait.
+    Moving(SlotPage),
+    /// Moved to a slot, still uncompressed.
+    Standby(SlotPage),
+    /// Being brought back from its slot.
+    Recalling(SlotPage),
+    /// In the store; the memory is free.
+    Stored(Handle),
+    /// Being brought back from the store. The work in flight owns the handle.
+    Fetching(Handle),
+    /// A zero page is being installed.
+    Zeroing,
+    /// It could not be brought back: whoever touches it gets SIGBUS. The object is kept while the store has it.
+    Poisoned(Option<Handle>),
+}
+
+impl PageState {
+    /// Whether the page's bytes are in our care, so that its range must stay registered.
+    pub fn is_out(self) -> bool {
+        !matches!(self, Self::Absent | Self::Resident | Self::Zero)
+    }
+}
+
+/// What else is noted of a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Flags(u32);
+
+impl Flags {
+    /// Nothing noted.
+    pub const NONE: Self = Self(0);
+    /// A forked relative may name the same stored object: ask the share table before freeing it.
+    pub const SHARED: Self = Self(1);
+    /// Removed by its owner while a move order covered it: whatever arrives in the slot is dead.
+    pub const DOOMED: Self = Self(2);
+
+    /// Whether all of `other` is set.
+    pub fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Both.
+    pub fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// State, flags and generation of every page of one region. 12 bytes a page.
+///
+/// `meta` holds the state in bits 0–3, the flags in 4–7, the generation in 8–31; `value` a handle or a packed
+/// [`SlotPage`], by state.
+#[derive(Clone, Debug)]
+pub struct PageTable {
+    meta: Vec<u32>,
+    value: Vec<u64>,
+}
+
+const ABSENT: u32 = 0;
+const RESIDENT: u32 = 1;
+const ZERO: u32 = 2;
+const MOVING: u32 = 3;
+const STANDBY: u32 = 4;
+const RECALLING: u32 = 5;
+const STORED: u32 = 6;
+const FETCHING: u32 = 7;
+const POISONED: u32 = 8;
+const ZEROING: u32 = 9;
+
+impl PageTable {
+    /// A table of `pages` absent pages.
+    pub fn new(pages: u32) -> Self {
+        Self { meta: vec![ABSENT; pages as usize], value: vec![0; pages as usize] }
+    }
+
+    /// How many pages the region has.
+    #[allow(clippy::cast_possible_truncation)] // made from a u32
+    pub fn len(&self) -> u32 {
+        self.meta.len() as u32
+    }
+
+    /// Whether the region has no page.
+    pub fn is_empty(&self) -> bool {
+        self.meta.is_empty()
+    }
+
+    /// The page's state.
+    pub fn state(&self, page: PageIndex) -> PageState {
+        let value = self.value[page.at()];
+        match self.meta[page.at()] & 0xf {
+            RESIDENT => PageState::Resident,
+            ZERO => PageState::Zero,
+            MOVING => PageState::Moving(SlotPage::unpack(value)),
+            STANDBY => PageState::Standby(SlotPage::unpack(value)),
+            RECALLING => PageState::Recalling(SlotPage::unpack(value)),
+            STORED => with_handle(value, PageState::Stored),
+            FETCHING => with_handle(value, PageState::Fetching),
+            POISONED => PageState::Poisoned(Handle::from_raw(value)),
+            ZEROING => PageState::Zeroing,
+            _ => PageState::Absent,
+        }
+    }
+
+    /// The page's flags.
+    pub fn flags(&self, page: PageIndex) -> Flags {
+        Flags((self.meta[page.at()] >> 4) & 0xf)
+    }
+
+    /// The page's generation.
+    pub fn generation(&self, page: PageIndex) -> Generation {
+        Generation::from_count(self.meta[page.at()] >> 8)
+    }
+
+    /// Puts the page into `state` and leaves its flags and generation.
+    pub fn set_state(&mut self, page: PageIndex, state: PageState) {
+        let (code, value) = match state {
+            PageState::Absent => (ABSENT, 0),
+            PageState::Resident => (RESIDENT, 0),
+            PageState::Zero => (ZERO, 0),
+            PageState::Moving(at) => (MOVING, at.pack()),
+            PageState::Standby(at) => (STANDBY, at.pack()),
+            PageState::Recalling(at) => (RECALLING, at.pack()),
+            PageState::Stored(handle) => (STORED, handle.into_raw()),
+            PageState::Fetching(handle) => (FETCHING, handle.into_raw()),
+            PageState::Poisoned(handle) => (POISONED, handle.map_or(0, Handle::into_raw)),
+            PageState::Zeroing => (ZEROING, 0),
+        };
+        let meta = &mut self.meta[page.at()];
+        *meta = (*meta & !0xf) | code;
+        self.value[page.at()] = value;
+    }
+
+    /// Replaces the page's flags.
+    pub fn set_flags(&mut self, page: PageIndex, flags: Flags) {
+        let meta = &mut self.meta[page.at()];
+        *meta = (*meta & !0xf0) | (flags.0 << 4);
+    }
+
+    /// Gives the page a new generation.
+    pub fn set_generation(&mut self, page: PageIndex, generation: Generation) {
+        let meta = &mut self.meta[page.at()];
+        *meta = (*meta & 0xff) | (generation.get() << 8);
+    }
+}
+
+/// A handle is never zero, so the second arm is only for a table that never was consistent; absent is what an
+/// unknown page is.
+fn with_handle(value: u64, state: fn(Handle) -> PageState) -> PageState {
+    Handle::from_raw(value).map_or(PageState::Absent, state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::index::SlotId;
+    use super::*;
+
+    #[test]
+    fn every_state_survives_packing_and_leaves_its_neighbours_alone() {
+        let at = SlotPage { slot: SlotId(7), offset: 9 };
+        let handle = Handle::from_raw(u64::MAX).unwrap();
+        let states = [
+            PageState::Absent,
+            PageState::Resident,
+            PageState::Zero,
+            PageState::Moving(at),
+            PageState::Standby(at),
+            PageState::Recalling(at),
+            PageState::Stored(handle),
+            PageState::Fetching(handle),
+            PageState::Zeroing,
+            PageState::Poisoned(None),
+            PageState::Poisoned(Some(handle)),
+        ];
+        let mut table = PageTable::new(3);
+        for state in states {
+            let page = PageIndex(1);
+            table.set_generation(page, Generation::from_count(0xab_cdef));
+            table.set_flags(page, Flags::SHARED.with(Flags::DOOMED));
+            table.set_state(page, state);
+            assert_eq!(table.state(page), state);
+            assert_eq!(table.generation(page).get(), 0xab_cdef);
+            assert!(table.flags(page).has(Flags::SHARED) && table.flags(page).has(Flags::DOOMED));
+            assert_eq!(table.state(PageIndex(0)), PageState::Absent);
+            assert_eq!(table.state(PageIndex(2)), PageState::Absent);
+        }
+    }
+
+    #[test]
+    fn a_page_costs_at_most_sixteen_bytes() {
+        assert!(size_of::<u32>() + size_of::<u64>() <= 16);
+        let table = PageTable::new(1000);
+        assert_eq!(table.meta.len() * 4 + table.value.len() * 8, 12_000);
+    }
+}

@@ -1,0 +1,707 @@
+//! All that is known of one region, and every decision about it.
+
+use super::index::{Generation, PageIndex, RegionId, SlotId, SlotPage};
+use super::page::{Flags, PageState, PageTable};
+use super::transition::{Counts, Transition};
+use userswap_store::Handle;
+
+/// The state of one region behind one `&mut`.
+///
+/// Methods that end somebody's claim to stored bytes report it to a [`Lost`] the caller passes in; the caller frees
+/// handles and releases slot pages after it has let go of the lock.
+#[derive(Clone, Debug)]
+pub struct Shard {
+    id: RegionId,
+    pages: PageTable,
+    /// Where the pages are mapped now, by page; more than one piece after a partial munmap or mremap.
+    mapped: Vec<Piece>,
+    /// Pages that are out or in flight. While it isn't zero the region stays registered.
+    out: u32,
+    /// Whether the region's range is registered with the kernel.
+    registered: bool,
+    around: Around,
+    page_bytes: u64,
+    counts: Counts,
+}
+
+/// A stretch of the region that is mapped in one piece.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Piece {
+    /// Its first page.
+    pub first: PageIndex,
+    /// Its length.
+    pub pages: u32,
+    /// Where it is mapped.
+    pub addr: u64,
+}
+
+/// What to do for a faulting thread.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Decision {
+    /// Somebody is on it already and will wake the thread.
+    InFlight,
+    /// A move order covers the page: decide again when its outcome is known.
+    Wait,
+    /// Nothing of ours is there: a zero page. The page is marked; finish with [`Shard::zeroed`].
+    Zero,
+    /// Load what is now in the [`Flight`] and install it.
+    Load,
+    /// It is lost: poison the page (again).
+    Poison,
+}
+
+/// What became of the demanded page of a [`Flight`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Install {
+    /// It is in place, or somebody else's page is, and its waiters are awake or must be woken by the caller.
+    Done,
+    /// The kernel refused for the moment; the page is back where it was: try again later.
+    Busy,
+    /// It was removed, unmapped or replaced meanwhile: decide anew.
+    Vanished,
+    /// Its bytes could not be loaded; it is marked poisoned.
+    Lost,
+}
+
+/// Claims that ended: bytes nobody will ask for again.
+#[derive(Default, Debug)]
+pub struct Lost {
+    /// Handles to give back to the store; `true` if a relative may share it.
+    pub handles: Vec<(Handle, bool)>,
+    /// Slot pages nobody stands in any more.
+    pub slots: Vec<SlotPage>,
+}
+
+impl Lost {
+    fn state(&mut self, state: PageState, flags: Flags) {
+        match state {
+            PageState::Stored(handle) | PageState::Fetching(handle) | PageState::Poisoned(Some(handle)) => {
+                self.handles.push((handle, flags.has(Flags::SHARED)));
+            }
+            PageState::Standby(at) | PageState::Recalling(at) => self.slots.push(at),
+            _ => {}
+        }
+    }
+
+    /// Whether nothing ended.
+    pub fn is_empty(&self) -> bool {
+        self.handles.is_empty() && self.slots.is_empty()
+    }
+
+    /// Forgets everything, keeping the space.
+    pub fn clear(&mut self) {
+        self.handles.clear();
+        self.slots.clear();
+    }
+}
+
+/// What a written-out page's new object is good for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kept {
+    /// The page is stored under it now; its slot page is free.
+    Committed,
+    /// The page went elsewhere meanwhile: free the object.
+    Stale,
+}
+
+/// The pages a removed or unmapped range took with it, for statistics.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Vanished {
+    /// Pages whose bytes had been out.
+    pub out: u32,
+}
+
+/// A run of neighbouring pages being brought back together: the page a thread waits for, and those around it.
+/// Reused from fault to fault; holds no allocation that grows after the first.
+#[derive(Debug)]
+pub struct Flight {
+    first: PageIndex,
+    demand: u32,
+    pages: Vec<Passenger>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Passenger {
+    /// `Fetching` or `Recalling`, as it stands in the table while the flight is under way.
+    state: PageState,
+    generation: Generation,
+    fate: Fate,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fate {
+    Waiting,
+    Loaded,
+    Failed,
+    Landed,
+}
+
+/// Neighbouring pages of a flight that can be installed by one call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Segment {
+    /// Offset in the flight, and so in its buffer, in pages.
+    pub at: u32,
+    /// Length in pages.
+    pub pages: u32,
+    /// Where to install.
+    pub addr: u64,
+}
+
+impl Flight {
+    /// A flight with room for `capacity` pages.
+    pub fn with_capacity(capacity: usize) -> Self {
+        Self { first: PageIndex(0), demand: 0, pages: Vec::with_capacity(capacity) }
+    }
+
+    /// The number of pages aboard.
+    #[allow(clippy::cast_possible_truncation)] // bounded by the window
+    pub fn len(&self) -> u32 {
+        self.pages.len() as u32
+    }
+
+    /// Whether nobody is aboard.
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
+    /// Which page of the flight a thread waits for.
+    pub fn demand(&self) -> u32 {
+        self.demand
+    }
+
+    /// The region page at `at`.
+    pub fn page(&self, at: u32) -> PageIndex {
+        self.first.plus(at)
+    }
+
+    /// The object the page at `at` is fetched from, and the generation it was stored under; `None` if it comes from a slot.
+    pub fn source(&self, at: u32) -> Option<(Handle, Generation)> {
+        match self.pages[at as usize] {
+            Passenger { state: PageState::Fetching(handle), generation, .. } => Some((handle, generation)),
+            _ => None,
+        }
+    }
+
+    /// The slot page the flight's first page comes from; the others follow it. `None` if it comes from the store.
+    pub fn slot(&self) -> Option<SlotPage> {
+        match self.pages.first()?.state {
+            PageState::Recalling(at) => Some(at),
+            _ => None,
+        }
+    }
+
+    /// Notes whether the bytes of the page at `at` are in the buffer.
+    pub fn loaded(&mut self, at: u32, ok: bool) {
+        self.pages[at as usize].fate = if ok { Fate::Loaded } else { Fate::Failed };
+    }
+
+    /// Whether the bytes of the page at `at` are still to come.
+    pub fn is_waiting(&self, at: u32) -> bool {
+        self.pages[at as usize].fate == Fate::Waiting
+    }
+
+    fn board(&mut self, state: PageState, generation: Generation) {
+        self.pages.push(Passenger { state, generation, fate: Fate::Waiting });
+    }
+}
+
+/// The fault-around window: doubles while faults come in order, falls back to one page when they don't.
+#[derive(Clone, Copy, Debug, Default)]
+struct Around {
+    /// The page after the last one brought in.
+    next: u32,
+    window: u32,
+}
+
+impl Around {
+    fn window(&mut self, page: PageIndex, most: u32) -> u32 {
+        // A step over the edge of the last run, or a few pages past it, is still a stream.
+        let stream = page.0 >= self.next && page.0 - self.next < self.window.max(1);
+        self.window = if stream { (self.window * 2).clamp(2, most.max(1)) } else { 1 };
+        self.window.min(most.max(1))
+    }
+
+    fn ran_to(&mut self, end: u32) {
+        self.next = end;
+    }
+}
+
+impl Shard {
+    /// A region of `pages` absent pages of `page_bytes` each, mapped at `addr`.
+    pub fn new(id: RegionId, pages: u32, page_bytes: u64, addr: u64, counts: Counts) -> Self {
+        Self {
+            id,
+            pages: PageTable::new(pages),
+            mapped: vec![Piece { first: PageIndex(0), pages, addr }],
+            out: 0,
+            registered: false,
+            around: Around::default(),
+            page_bytes,
+            counts,
+        }
+    }
+
+    /// The region's name.
+    pub fn id(&self) -> RegionId {
+        self.id
+    }
+
+    /// How many pages it has.
+    pub fn len(&self) -> u32 {
+        self.pages.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
+    /// Pages out or in flight.
+    pub fn out(&self) -> u32 {
+        self.out
+    }
+
+    /// Whether its range is registered.
+    pub fn is_registered(&self) -> bool {
+        self.registered
+    }
+
+    /// Notes that its range is or isn't registered.
+    pub fn set_registered(&mut self, registered: bool) {
+        self.registered = registered;
+    }
+
+    /// The page's state.
+    pub fn state(&self, page: PageIndex) -> PageState {
+        self.pages.state(page)
+    }
+
+    /// The page's generation.
+    pub fn generation(&self, page: PageIndex) -> Generation {
+        self.pages.generation(page)
+    }
+
+    /// Where the region is mapped.
+    pub fn mapped(&self) -> &[Piece] {
+        &self.mapped
+    }
+
+    /// Where `page` is mapped now, and how many pages from it on are mapped with it.
+    pub fn address(&self, page: PageIndex) -> Option<(u64, u32)> {
+        self.mapped.iter().find_map(|piece| {
+            let within = page.0.checked_sub(piece.first.0)?;
+            (within < piece.pages).then(|| (piece.addr + u64::from(within) * self.page_bytes, piece.pages - within))
+        })
+    }
+
+    fn set(&mut self, page: PageIndex, state: PageState) {
+        let was = self.pages.state(page).is_out();
+        match (was, state.is_out()) {
+            (false, true) => self.out += 1,
+            (true, false) => self.out -= 1,
+            _ => {}
+        }
+        self.pages.set_state(page, state);
+    }
+
+    // ---- faults ----
+
+    /// A thread waits for `page`. Fills `flight` if something is to be loaded, with up to `most` pages.
+    pub fn decide(&mut self, page: PageIndex, most: u32, flight: &mut Flight) -> Decision {
+        flight.pages.clear();
+        flight.first = page;
+        flight.demand = 0;
+        let state = self.pages.state(page);
+        match state {
+            PageState::Absent | PageState::Resident | PageState::Zero => {
+                self.counts.hit(match state {
+                    PageState::Absent => Transition::FirstTouch,
+                    PageState::Zero => Transition::TouchRemoved,
+                    _ => Transition::TouchResident,
+                });
+                self.set(page, PageState::Zeroing);
+                Decision::Zero
+            }
+            PageState::Moving(_) => {
+                self.counts.hit(Transition::FaultOnMoving);
+                Decision::Wait
+            }
+            PageState::Zeroing | PageState::Recalling(_) | PageState::Fetching(_) => {
+                self.counts.hit(Transition::DuplicateFault);
+                Decision::InFlight
+            }
+            PageState::Poisoned(_) => {
+                self.counts.hit(Transition::FaultOnPoison);
+                Decision::Poison
+            }
+            PageState::Standby(_) | PageState::Stored(_) => {
+                let window = self.around.window(page, most);
+                self.board_run(page, window, flight);
+                self.around.ran_to(page.0 + flight.len());
+                Decision::Load
+            }
+        }
+    }
+
+    /// Takes pages from `page` on into the flight while they come from the same kind of place and are mapped in one piece.
+    #[allow(clippy::cast_possible_truncation)] // a window of pages
+    fn board_run(&mut self, page: PageIndex, window: u32, flight: &mut Flight) {
+        let room = self
+            .mapped
+            .iter()
+            .find(|piece| page.0.wrapping_sub(piece.first.0) < piece.pages)
+            .map_or(1, |piece| piece.first.0 + piece.pages - page.0);
+        let most = window.min(room).min(flight.pages.capacity() as u32).max(1);
+        let mut slot = None;
+        for n in 0..most {
+            let page = page.plus(n);
+            let aboard = match (self.pages.state(page), slot) {
+                (PageState::Stored(handle), None) => PageState::Fetching(handle),
+                (PageState::Standby(at), None) if n == 0 => {
+                    slot = Some(at);
+                    PageState::Recalling(at)
+                }
+                (PageState::Standby(at), Some(SlotPage { slot, offset }))
+                    if at.slot == slot && at.offset == offset + n =>
+                {
+                    PageState::Recalling(at)
+                }
+                _ => break,
+            };
+            self.counts.hit(match (aboard, n) {
+                (PageState::Recalling(_), 0) => Transition::Recall,
+                (PageState::Recalling(_), _) => Transition::RecallAround,
+                (_, 0) => Transition::Fetch,
+                _ => Transition::FetchAround,
+            });
+            flight.board(aboard, self.pages.generation(page));
+            self.set(page, aboard);
+        }
+    }
+
+    /// Whether the flight's page at `at` is still the one that was taken aboard.
+    fn holds(&self, flight: &Flight, at: u32) -> bool {
+        let passenger = flight.pages[at as usize];
+        let page = flight.page(at);
+        self.pages.state(page) == passenger.state && self.pages.generation(page) == passenger.generation
+    }
+
+    /// The next stretch of the flight, from its page `from` on, that is loaded, still wanted, and mapped in one piece.
+    pub fn segment(&self, flight: &Flight, from: u32) -> Option<Segment> {
+        let ready = |at: u32| flight.pages[at as usize].fate == Fate::Loaded && self.holds(flight, at);
+        let at = (from..flight.len()).find(|&at| ready(at) && self.address(flight.page(at)).is_some())?;
+        let (addr, room) = self.address(flight.page(at))?;
+        let most = room.min(flight.len() - at);
+        let pages = (1..most).find(|&n| !ready(at + n)).unwrap_or(most);
+        Some(Segment { at, pages, addr })
+    }
+
+    /// Records that the first `done` pages of a segment are in place.
+    pub fn landed(&mut self, flight: &mut Flight, segment: Segment, done: u32, lost: &mut Lost) {
+        for at in segment.at..segment.at + done.min(segment.pages) {
+            self.counts.hit(Transition::Installed);
+            self.land(flight, at, lost);
+        }
+    }
+
+    /// Records that somebody else's page was found where the flight's page at `at` was to go: what is there wins.
+    pub fn present(&mut self, flight: &mut Flight, at: u32, lost: &mut Lost) {
+        self.counts.hit(Transition::FoundPresent);
+        self.land(flight, at, lost);
+    }
+
+    fn land(&mut self, flight: &mut Flight, at: u32, lost: &mut Lost) {
+        let page = flight.page(at);
+        lost.state(flight.pages[at as usize].state, self.pages.flags(page));
+        flight.pages[at as usize].fate = Fate::Landed;
+        self.set(page, PageState::Resident);
+        self.pages.set_flags(page, Flags::NONE);
+    }
+
+    /// Ends the flight: every page that did not land goes back to where it was, or, if it vanished meanwhile, gives up
+    /// what it was to be loaded from. Says what became of the demanded page.
+    pub fn end_flight(&mut self, flight: &mut Flight, lost: &mut Lost) -> Install {
+        let mut demanded = Install::Done;
+        for at in 0..flight.len() {
+            let passenger = flight.pages[at as usize];
+            if passenger.fate == Fate::Landed {
+                continue;
+            }
+            let page = flight.page(at);
+            let is_demand = at == flight.demand;
+            let ended = if !self.holds(flight, at) {
+                self.counts.hit(Transition::VanishedInFlight);
+                // A relative may have come to share it while it flew.
+                lost.state(passenger.state, Flags::SHARED);
+                Install::Vanished
+            } else if passenger.fate == Fate::Failed && is_demand {
+                self.counts.hit(Transition::Poisoned);
+                let kept = match passenger.state {
+                    PageState::Fetching(handle) => Some(handle),
+                    other => {
+                        lost.state(other, Flags::NONE);
+                        None
+                    }
+                };
+                self.set(page, PageState::Poisoned(kept));
+                Install::Lost
+            } else {
+                self.counts.hit(Transition::ReturnedToStore);
+                let back = match passenger.state {
+                    PageState::Fetching(handle) => PageState::Stored(handle),
+                    PageState::Recalling(at) => PageState::Standby(at),
+                    other => other,
+                };
+                self.set(page, back);
+                Install::Busy
+            };
+            if is_demand {
+                demanded = ended;
+            }
+        }
+        flight.pages.clear();
+        demanded
+    }
+
+    /// Ends what [`Decision::Zero`] began: a page is in place, or (`false`) the kernel refused for now.
+    pub fn zeroed(&mut self, page: PageIndex, in_place: bool) {
+        if self.pages.state(page) == PageState::Zeroing {
+            self.set(page, if in_place { PageState::Resident } else { PageState::Zero });
+        }
+    }
+
+    // ---- moving out ----
+
+    /// Marks the first run of at most `most` pages in `from..to` that may move out and are `resident`, for the slot's
+    /// pages from offset 0 on. `resident(page)` says what the kernel's page table says.
+    pub fn plan_move(
+        &mut self,
+        from: PageIndex,
+        to: PageIndex,
+        most: u32,
+        slot: SlotId,
+        resident: &dyn Fn(PageIndex) -> bool,
+    ) -> Option<Piece> {
+        // Zero isn't movable: the page its owner is removing may still be there, and must not be kept.
+        let movable = |shard: &Self, page: PageIndex| {
+            matches!(shard.pages.state(page), PageState::Absent | PageState::Resident) && resident(page)
+        };
+        let end = to.0.min(self.len());
+        let first = (from.0..end).map(PageIndex).find(|&page| movable(self, page) && self.address(page).is_some())?;
+        let (addr, room) = self.address(first)?;
+        let most = most.min(room).min(end - first.0);
+        let pages = (1..most).find(|&n| !movable(self, first.plus(n))).unwrap_or(most);
+        for offset in 0..pages {
+            self.counts.hit(Transition::MoveOrdered);
+            self.set(first.plus(offset), PageState::Moving(SlotPage { slot, offset }));
+        }
+        Some(Piece { first, pages, addr })
+    }
+
+    /// Records that `pages` pages from `first` on now stand in their slot. `generations` numbers the tenancies.
+    pub fn moved(
+        &mut self,
+        first: PageIndex,
+        pages: u32,
+        mut generations: impl FnMut() -> Generation,
+        lost: &mut Lost,
+    ) {
+        for page in (0..pages).map(|n| first.plus(n)) {
+            let PageState::Moving(at) = self.pages.state(page) else { continue };
+            if self.pages.flags(page).has(Flags::DOOMED) {
+                self.counts.hit(Transition::DoomedArrived);
+                self.set(page, PageState::Zero);
+                lost.slots.push(at);
+            } else {
+                self.counts.hit(Transition::Moved);
+                self.set(page, PageState::Standby(at));
+                self.pages.set_generation(page, generations());
+            }
+            self.pages.set_flags(page, Flags::NONE);
+        }
+    }
+
+    /// Records that `pages` pages from `first` on stayed where they were.
+    pub fn not_moved(&mut self, first: PageIndex, pages: u32) {
+        for page in (0..pages).map(|n| first.plus(n)) {
+            if let PageState::Moving(_) = self.pages.state(page) {
+                self.counts.hit(Transition::NotMoved);
+                let doomed = self.pages.flags(page).has(Flags::DOOMED);
+                self.set(page, if doomed { PageState::Zero } else { PageState::Resident });
+                self.pages.set_flags(page, Flags::NONE);
+            }
+        }
+    }
+
+    /// The page was written to the store as `handle` while it stood at `at` in its `generation`.
+    pub fn commit(&mut self, page: PageIndex, at: SlotPage, generation: Generation, handle: Handle) -> Kept {
+        if self.pages.state(page) == PageState::Standby(at) && self.pages.generation(page) == generation {
+            self.counts.hit(Transition::Committed);
+            self.set(page, PageState::Stored(handle));
+            Kept::Committed
+        } else {
+            self.counts.hit(Transition::StaleWrite);
+            Kept::Stale
+        }
+    }
+
+    /// Forgets removals that are certainly over: removed pages of the range that `resident` says are not there any more.
+    /// Returns whether some removed page is still there, so that the range must stay registered.
+    pub fn settle_removed(&mut self, first: PageIndex, pages: u32, resident: &dyn Fn(PageIndex) -> bool) -> bool {
+        let mut pending = false;
+        for page in (0..pages).map(|n| first.plus(n)) {
+            if self.pages.state(page) == PageState::Zero {
+                if resident(page) {
+                    pending = true;
+                } else {
+                    self.set(page, PageState::Absent);
+                }
+            }
+        }
+        pending
+    }
+
+    // ---- events ----
+
+    /// The owner removed `pages` pages from `first` on (madvise): they read as zeros from now on.
+    pub fn remove(&mut self, first: PageIndex, pages: u32, lost: &mut Lost) -> Vanished {
+        let mut vanished = Vanished::default();
+        for page in (0..pages).map(|n| first.plus(n)) {
+            let state = self.pages.state(page);
+            if state.is_out() {
+                vanished.out += 1;
+            }
+            match state {
+                PageState::Moving(_) => {
+                    self.counts.hit(Transition::RemovedWhileMoving);
+                    self.pages.set_flags(page, self.pages.flags(page).with(Flags::DOOMED));
+                    continue;
+                }
+                PageState::Fetching(_) | PageState::Recalling(_) => {
+                    self.counts.hit(Transition::RemovedInFlight);
+                }
+                PageState::Stored(_) | PageState::Poisoned(_) => {
+                    self.counts.hit(Transition::RemovedStored);
+                    lost.state(state, self.pages.flags(page));
+                }
+                PageState::Standby(_) => {
+                    self.counts.hit(Transition::RemovedStandby);
+                    lost.state(state, self.pages.flags(page));
+                }
+                PageState::Absent | PageState::Resident | PageState::Zero | PageState::Zeroing => {
+                    self.counts.hit(Transition::RemovedResident);
+                }
+            }
+            self.set(page, PageState::Zero);
+            self.pages.set_flags(page, Flags::NONE);
+        }
+        vanished
+    }
+
+    /// The range is mapped no more. Says too whether a move order covered any of it, which a client that promised not
+    /// to unmap has broken its word by.
+    pub fn unmap(&mut self, first: PageIndex, pages: u32, lost: &mut Lost) -> (Vanished, bool) {
+        let mut vanished = Vanished::default();
+        let mut moving = false;
+        for page in (0..pages).map(|n| first.plus(n)) {
+            let state = self.pages.state(page);
+            if state.is_out() {
+                vanished.out += 1;
+                self.counts.hit(Transition::UnmappedOut);
+            }
+            match state {
+                PageState::Fetching(_) | PageState::Recalling(_) => {}
+                PageState::Moving(at) => {
+                    moving = true;
+                    lost.slots.push(at);
+                }
+                other => lost.state(other, self.pages.flags(page)),
+            }
+            self.set(page, PageState::Absent);
+            self.pages.set_flags(page, Flags::NONE);
+        }
+        self.cut(first, pages);
+        (vanished, moving)
+    }
+
+    /// The range was moved to `addr` by its owner.
+    pub fn remap(&mut self, first: PageIndex, pages: u32, addr: u64) {
+        self.counts.hit(Transition::Remapped);
+        self.cut(first, pages);
+        self.mapped.push(Piece { first, pages, addr });
+        self.mapped.sort_unstable_by_key(|piece| piece.first);
+    }
+
+    /// Takes a range out of the mapped pieces.
+    fn cut(&mut self, first: PageIndex, pages: u32) {
+        let (start, end) = (first.0, first.0 + pages);
+        let mut left = Vec::with_capacity(self.mapped.len() + 1);
+        for piece in &self.mapped {
+            let (from, to) = (piece.first.0, piece.first.0 + piece.pages);
+            if start > from {
+                left.push(Piece { pages: start.min(to) - from, ..*piece });
+            }
+            if end < to {
+                let skip = end.max(from) - from;
+                left.push(Piece {
+                    first: piece.first.plus(skip),
+                    pages: piece.pages - skip,
+                    addr: piece.addr + u64::from(skip) * self.page_bytes,
+                });
+            }
+        }
+        self.mapped = left;
+    }
+
+    /// The child's shard after a fork. Stored pages are shared from now on: `share` is told of each. Pages that stand in
+    /// a slot, or are about to, are served from the same slot: `import` gives it a name in the child's address space.
+    pub fn fork(
+        &mut self,
+        counts: Counts,
+        mut share: impl FnMut(Handle),
+        mut import: impl FnMut(SlotPage) -> SlotPage,
+    ) -> Self {
+        let mut child = self.clone();
+        child.counts = counts;
+        for page in (0..self.len()).map(PageIndex) {
+            let state = match self.pages.state(page) {
+                PageState::Stored(handle) | PageState::Fetching(handle) => {
+                    self.counts.hit(Transition::ForkShared);
+                    share(handle);
+                    let flags = self.pages.flags(page).with(Flags::SHARED);
+                    self.pages.set_flags(page, flags);
+                    child.pages.set_flags(page, flags);
+                    PageState::Stored(handle)
+                }
+                PageState::Moving(_) if self.pages.flags(page).has(Flags::DOOMED) => {
+                    child.pages.set_flags(page, Flags::NONE);
+                    PageState::Zero
+                }
+                PageState::Standby(at) | PageState::Recalling(at) | PageState::Moving(at) => {
+                    self.counts.hit(Transition::ForkStandby);
+                    PageState::Standby(import(at))
+                }
+                // The marker in the page table was copied; the object stays with the parent.
+                PageState::Poisoned(_) => PageState::Poisoned(None),
+                // The parent's zero page is on its way; the child's isn't.
+                PageState::Zeroing => PageState::Zero,
+                settled => settled,
+            };
+            child.set(page, state);
+        }
+        child
+    }
+
+    /// Gives up everything: the address space is gone. Flights still out give up their own.
+    pub fn clear(&mut self, lost: &mut Lost) {
+        for page in (0..self.len()).map(PageIndex) {
+            match self.pages.state(page) {
+                PageState::Fetching(_) | PageState::Recalling(_) => {}
+                PageState::Moving(at) => lost.slots.push(at),
+                state => lost.state(state, self.pages.flags(page)),
+            }
+            self.set(page, PageState::Absent);
+        }
+        self.mapped.clear();
+    }
+}

@@ -1,0 +1,157 @@
+//! Which region is mapped where: what the gate protects.
+
+use crate::core::{PageIndex, Piece, Shard};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use userswap_uffd::{Span, page_size};
+
+/// One region object. It outlives its mapping while work on it is in flight.
+pub struct Region {
+    shard: Mutex<Shard>,
+}
+
+impl Region {
+    /// Wraps a shard.
+    pub fn new(shard: Shard) -> Arc<Self> {
+        Arc::new(Self { shard: Mutex::new(shard) })
+    }
+
+    /// Locks the region's state, for a decision or a record, never over a system call or a store call.
+    pub fn lock(&self) -> parking_lot::MutexGuard<'_, Shard> {
+        self.shard.lock()
+    }
+}
+
+/// The regions of one address space by address. Looked up with the gate shared, changed with it exclusive.
+#[derive(Default)]
+pub struct Directory {
+    /// By start address; never overlapping.
+    mapped: BTreeMap<u64, Extent>,
+    epoch: u64,
+    closed: bool,
+}
+
+#[derive(Clone)]
+struct Extent {
+    end: u64,
+    region: Arc<Region>,
+    first: PageIndex,
+}
+
+/// A part of a region found in a range of addresses.
+#[derive(Clone)]
+pub struct Part {
+    /// The region.
+    pub region: Arc<Region>,
+    /// Which of its pages, and where.
+    pub piece: Piece,
+}
+
+impl Directory {
+    /// Counts events applied; an order given under an older epoch is void.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Notes that an event was applied.
+    pub fn bump_epoch(&mut self) {
+        self.epoch += 1;
+    }
+
+    /// Whether the address space is gone or being given up.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Notes that it is.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    /// The region and page at `addr`.
+    pub fn find(&self, addr: u64) -> Option<(&Arc<Region>, PageIndex)> {
+        let (start, extent) = self.mapped.range(..=addr).next_back()?;
+        (addr < extent.end).then(|| (&extent.region, extent.first.plus(pages_in(addr - start))))
+    }
+
+    /// Whether any region has a page in `span`.
+    pub fn overlaps(&self, span: Span) -> bool {
+        self.mapped.range(..span.end()).next_back().is_some_and(|(_, extent)| extent.end > span.start())
+    }
+
+    /// The parts of regions in `span`, by address.
+    pub fn parts(&self, span: Span) -> Vec<Part> {
+        let from = self.mapped.range(..=span.start()).next_back().map_or(span.start(), |(start, _)| *start);
+        self.mapped
+            .range(from..span.end())
+            .filter_map(|(&start, extent)| {
+                let (lo, hi) = (start.max(span.start()), extent.end.min(span.end()));
+                (lo < hi).then(|| Part {
+                    region: Arc::clone(&extent.region),
+                    piece: Piece {
+                        first: extent.first.plus(pages_in(lo - start)),
+                        pages: pages_in(hi - lo),
+                        addr: lo,
+                    },
+                })
+            })
+            .collect()
+    }
+
+    /// Every part of every region.
+    pub fn all(&self) -> Vec<Part> {
+        self.mapped
+            .iter()
+            .map(|(&start, extent)| Part {
+                region: Arc::clone(&extent.region),
+                piece: Piece { first: extent.first, pages: pages_in(extent.end - start), addr: start },
+            })
+            .collect()
+    }
+
+    /// Takes everything out.
+    pub fn take_all(&mut self) -> Vec<Part> {
+        let parts = self.all();
+        self.mapped.clear();
+        parts
+    }
+
+    /// Enters a part. Its range must be free.
+    pub fn insert(&mut self, part: &Part) {
+        let end = part.piece.addr + bytes_of(part.piece.pages);
+        self.mapped.insert(
+            part.piece.addr,
+            Extent { end, region: Arc::clone(&part.region), first: part.piece.first },
+        );
+    }
+
+    /// Takes everything in `span` out and returns it.
+    pub fn take(&mut self, span: Span) -> Vec<Part> {
+        let parts = self.parts(span);
+        for part in &parts {
+            let Some((&start, _)) = self.mapped.range(..=part.piece.addr).next_back() else { continue };
+            let Some(extent) = self.mapped.remove(&start) else { continue };
+            let (lo, hi) = (part.piece.addr, part.piece.addr + bytes_of(part.piece.pages));
+            if start < lo {
+                self.mapped.insert(start, Extent { end: lo, ..extent.clone() });
+            }
+            if hi < extent.end {
+                let first = extent.first.plus(pages_in(hi - start));
+                self.mapped.insert(hi, Extent { first, ..extent });
+            }
+        }
+        parts
+    }
+}
+
+/// Pages in a length that is a multiple of the page size. A region has fewer than 2³².
+#[allow(clippy::cast_possible_truncation)]
+pub fn pages_in(bytes: u64) -> u32 {
+    (bytes / page_size() as u64) as u32
+}
+
+/// Bytes in `pages` pages.
+pub fn bytes_of(pages: u32) -> u64 {
+    u64::from(pages) * page_size() as u64
+}

@@ -1,0 +1,356 @@
+//! Handler threads over any number of address spaces.
+
+use crate::fault::FaultWork;
+use crate::memory::{Batch, Memory, MemoryError};
+use crate::shares::Shares;
+use crate::space::{SLOT_PAGES, Space};
+use crossbeam::queue::SegQueue;
+use parking_lot::{Mutex, RwLock};
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use userswap_store::{OwnerId, Store};
+
+/// What the engine tells whoever embeds it.
+pub trait Observer: Send + Sync + 'static {
+    /// A process in care forked; the child is in care too.
+    fn forked(&self, parent: SpaceId, child: SpaceId) {
+        let _ = (parent, child);
+    }
+
+    /// An address space is gone, and all its pages were given up.
+    fn gone(&self, id: SpaceId) {
+        let _ = id;
+    }
+}
+
+/// An observer that looks away.
+pub struct Unobserved;
+
+impl Observer for Unobserved {}
+
+/// Names an address space in an engine.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SpaceId(pub u64);
+
+/// Settings of an [`Engine`].
+pub struct EngineBuilder {
+    store: Arc<dyn Store>,
+    handlers: usize,
+    around: u32,
+    slot_pages: u32,
+    observer: Arc<dyn Observer>,
+}
+
+impl EngineBuilder {
+    /// How many threads serve faults; one for each CPU (at most four) unless said otherwise.
+    #[must_use]
+    pub fn handlers(mut self, handlers: usize) -> Self {
+        self.handlers = handlers.max(1);
+        self
+    }
+
+    /// The most pages brought in with one fault; 32 unless said otherwise.
+    #[must_use]
+    pub fn around(mut self, pages: u32) -> Self {
+        self.around = pages.clamp(1, 512);
+        self
+    }
+
+    /// Pages a slot has: how many move at once.
+    #[must_use]
+    pub fn slot_pages(mut self, pages: u32) -> Self {
+        self.slot_pages = pages.clamp(1, 512);
+        self
+    }
+
+    /// Who is told of forks and exits.
+    #[must_use]
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = observer;
+        self
+    }
+
+    /// Starts the handler threads.
+    ///
+    /// # Errors
+    /// When descriptors or threads can't be had.
+    pub fn build(self) -> io::Result<Engine> {
+        let shared = Arc::new(Shared {
+            store: self.store,
+            shares: Arc::new(Shares::default()),
+            around: self.around,
+            slot_pages: self.slot_pages,
+            observer: self.observer,
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            spaces: RwLock::new(HashMap::new()),
+            next: AtomicU64::new(1),
+            kicked: SegQueue::new(),
+            stop: AtomicBool::new(false),
+        });
+        epoll::add(&shared.epoll, &shared.bell, epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)?;
+        let engine = Engine { shared: Arc::clone(&shared), handlers: Mutex::new(Vec::new()) };
+        for number in 0..self.handlers {
+            let shared = Arc::clone(&shared);
+            let thread = std::thread::Builder::new()
+                .name(format!("userswap-fault{number}"))
+                .spawn(move || shared.handle())?;
+            engine.handlers.lock().push(thread);
+        }
+        Ok(engine)
+    }
+}
+
+/// An engine: a store, handler threads, address spaces.
+pub struct Engine {
+    shared: Arc<Shared>,
+    handlers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+struct Shared {
+    store: Arc<dyn Store>,
+    shares: Arc<Shares>,
+    around: u32,
+    slot_pages: u32,
+    observer: Arc<dyn Observer>,
+    epoll: OwnedFd,
+    /// Rung to get a handler's attention: a space was kicked, or it is time to stop.
+    bell: OwnedFd,
+    spaces: RwLock<HashMap<u64, Arc<Space>>>,
+    next: AtomicU64,
+    kicked: SegQueue<u64>,
+    stop: AtomicBool,
+}
+
+/// Epoll data of the bell. A space's messages are twice its number, its exit one more.
+const BELL: u64 = u64::MAX;
+
+/// How soon a fault the kernel was too busy for is tried again.
+const RETRY: Duration = Duration::from_micros(200);
+
+/// How long a handler waits for a gate before it turns to other address spaces.
+const PATIENCE: Duration = Duration::from_micros(100);
+
+impl Engine {
+    /// An engine over `store`.
+    pub fn builder(store: Arc<dyn Store>) -> EngineBuilder {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        EngineBuilder {
+            store,
+            handlers: cpus.min(4),
+            around: 32,
+            slot_pages: SLOT_PAGES,
+            observer: Arc::new(Unobserved),
+        }
+    }
+
+    /// Its store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.shared.store
+    }
+
+    /// Takes an address space into care and serves its faults from now on.
+    ///
+    /// # Errors
+    /// When it can't be watched.
+    pub fn adopt(&self, memory: Arc<dyn Memory>) -> io::Result<(SpaceId, Arc<Space>)> {
+        let shared = &self.shared;
+        let id = SpaceId(shared.next.fetch_add(1, Ordering::Relaxed));
+        let space = Space::new(
+            memory,
+            Arc::clone(&shared.store),
+            Arc::clone(&shared.shares),
+            OwnerId(id.0),
+            shared.slot_pages,
+        );
+        shared.watch(id, &space)?;
+        Ok((id, space))
+    }
+
+    /// The address space called `id`.
+    pub fn space(&self, id: SpaceId) -> Option<Arc<Space>> {
+        self.shared.spaces.read().get(&id.0).cloned()
+    }
+
+    /// All address spaces.
+    pub fn spaces(&self) -> Vec<(SpaceId, Arc<Space>)> {
+        self.shared.spaces.read().iter().map(|(&id, space)| (SpaceId(id), Arc::clone(space))).collect()
+    }
+
+    /// Brings everything of an address space back.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn bring_back_all(&self, space: &Arc<Space>) -> Result<u64, MemoryError> {
+        let mut brought = 0;
+        for part in space.parts() {
+            if let Ok(span) =
+                userswap_uffd::Span::new(part.piece.addr, crate::directory::bytes_of(part.piece.pages))
+            {
+                brought += space.bring_back(span, self.shared.around)?;
+            }
+        }
+        Ok(brought)
+    }
+
+    /// Lets go of an address space: what is still out is given up.
+    pub fn forget(&self, id: SpaceId) {
+        self.shared.forget(id);
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.shared.ring_bell();
+        for thread in self.handlers.lock().drain(..) {
+            let _ = thread.join();
+        }
+        let ids: Vec<u64> = self.shared.spaces.read().keys().copied().collect();
+        for id in ids {
+            self.shared.forget(SpaceId(id));
+        }
+    }
+}
+
+impl Shared {
+    fn watch(self: &Arc<Self>, id: SpaceId, space: &Arc<Space>) -> io::Result<()> {
+        let kicked = Arc::downgrade(self);
+        space.set_kick(Box::new(move || {
+            if let Some(shared) = kicked.upgrade() {
+                shared.kicked.push(id.0);
+                shared.ring_bell();
+            }
+        }));
+        self.spaces.write().insert(id.0, Arc::clone(space));
+        let memory = space.memory();
+        let watched = (|| {
+            if let Some(messages) = memory.messages() {
+                // Edge-triggered: each new message gets one handler out of bed, and reading needs no second read to find nothing.
+                let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+                epoll::add(&self.epoll, messages, epoll::EventData::new_u64(id.0 * 2), flags)?;
+            }
+            if let Some(exit) = memory.exit() {
+                let flags = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
+                epoll::add(&self.epoll, exit, epoll::EventData::new_u64(id.0 * 2 + 1), flags)?;
+            }
+            Ok(())
+        })();
+        if watched.is_err() {
+            self.spaces.write().remove(&id.0);
+        }
+        watched
+    }
+
+    fn forget(&self, id: SpaceId) {
+        let Some(space) = self.spaces.write().remove(&id.0) else { return };
+        if let Some(messages) = space.memory().messages() {
+            let _ = epoll::delete(&self.epoll, messages);
+        }
+        if let Some(exit) = space.memory().exit() {
+            let _ = epoll::delete(&self.epoll, exit);
+        }
+        space.close();
+        self.observer.gone(id);
+    }
+
+    fn ring_bell(&self) {
+        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+    }
+
+    /// The loop of one handler thread.
+    fn handle(self: &Arc<Self>) {
+        let mut work = FaultWork::new(self.around);
+        let mut batch = Batch::default();
+        let mut events = Vec::with_capacity(16);
+        // Address spaces to come back to soon: a fault is parked there, or the gate was held.
+        let mut soon: Vec<u64> = Vec::new();
+        while !self.stop.load(Ordering::Acquire) {
+            events.clear();
+            let patience = (!soon.is_empty()).then(|| Timespec {
+                tv_sec: 0,
+                tv_nsec: i64::from(RETRY.subsec_nanos()),
+            });
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), patience.as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    tracing::error!(%error, "waiting for faults");
+                    return;
+                }
+            }
+            for again in std::mem::take(&mut soon) {
+                self.pump(again, &mut work, &mut batch, &mut soon);
+            }
+            for event in &events {
+                match event.data.u64() {
+                    BELL => self.answer_bell(&mut work, &mut batch, &mut soon),
+                    exit if exit % 2 == 1 => self.forget(SpaceId(exit / 2)),
+                    messages => self.pump(messages / 2, &mut work, &mut batch, &mut soon),
+                }
+            }
+        }
+    }
+
+    fn answer_bell(self: &Arc<Self>, work: &mut FaultWork, batch: &mut Batch, soon: &mut Vec<u64>) {
+        // While stopping, the bell keeps ringing, so that every handler hears it.
+        if !self.stop.load(Ordering::Acquire) {
+            let mut count = [0u8; 8];
+            let _ = rustix::io::read(&self.bell, &mut count);
+        }
+        while let Some(id) = self.kicked.pop() {
+            self.pump(id, work, batch, soon);
+        }
+    }
+
+    /// Reads one address space's messages and serves its faults.
+    fn pump(self: &Arc<Self>, id: u64, work: &mut FaultWork, batch: &mut Batch, soon: &mut Vec<u64>) {
+        let Some(space) = self.spaces.read().get(&id).cloned() else { return };
+        loop {
+            match space.take_messages(batch, PATIENCE) {
+                Ok(Some(children)) => {
+                    for child in children {
+                        self.follow(id, &child);
+                    }
+                }
+                Ok(None) => {
+                    soon.push(id);
+                    return;
+                }
+                Err(_) => {
+                    self.forget(SpaceId(id));
+                    return;
+                }
+            }
+            if batch.faults.is_empty() {
+                space.unpark(batch);
+            }
+            for fault in batch.faults.drain(..) {
+                work.run(&space, fault);
+            }
+            if !batch.more {
+                break;
+            }
+        }
+        if space.has_parked() && !soon.contains(&id) {
+            soon.push(id);
+        }
+    }
+
+    /// Takes a forked child into care.
+    fn follow(self: &Arc<Self>, parent: u64, child: &Arc<Space>) {
+        let id = SpaceId(self.next.fetch_add(1, Ordering::Relaxed));
+        match self.watch(id, child) {
+            Ok(()) => self.observer.forked(SpaceId(parent), id),
+            Err(error) => {
+                tracing::error!(%error, "a forked child can't be watched; its moved-out pages are lost to it");
+                child.close();
+            }
+        }
+    }
+}

@@ -1,0 +1,527 @@
+//! Moving out: from a program's memory by way of a slot into the store.
+//!
+//! ```text
+//!  mover held ────────────────────────────────────────────────────────────────────────────────────────────────▶
+//!     gate shared                                      nothing held         gate shared
+//!  ─▶ register ─▶ plan ─▶ move ─▶ record ─▶ settle ──▶ read, put ─────────▶ commit ─▶ empty the slot
+//!                  │       │         └ Standby             └ the store has it: only now may the memory go
+//!                  │       └ a cooperating client is ordered to; its REMAP event is the record
+//!                  └ pages are marked: a fault on one waits for the record
+//! ```
+//!
+//! Each step can be undone: a page that wasn't moved is its owner's as before; one that stands in a slot comes back from
+//! there, also while it is being written; an object written for a page that left meanwhile is freed.
+
+use crate::core::{Generation, Kept, Lost, PageIndex, PageState, Piece, SlotId, SlotPage, Transition};
+use crate::directory::{Directory, Region, bytes_of};
+use crate::fault::FaultWork;
+use crate::memory::{Fault, MemoryError, Moved, Order};
+use crate::slots::{Phase, Standing};
+use crate::space::Space;
+use std::sync::Arc;
+use std::time::Duration;
+use userswap_store::{Handle, Page, StoreError};
+use userswap_uffd::{Span, Stop, page_size};
+
+/// What a move-out did, in pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct MovedOut {
+    /// Moved into slots.
+    pub moved: u64,
+    /// Written to the store.
+    pub stored: u64,
+    /// Left alone because they are pinned, or shared with a forked relative.
+    pub pinned: u64,
+}
+
+/// Why moving out stopped early. Nothing is lost: pages are where they were, or stand in slots.
+#[derive(Debug, thiserror::Error)]
+pub enum EvictError {
+    /// The address space refused or is gone.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The store didn't take the pages; they stand in their slot.
+    #[error("writing pages out")]
+    Store(#[from] StoreError),
+    /// Every slot is in use, by pages the store didn't take or that children still need.
+    #[error("every swap slot is in use")]
+    NoSlot,
+    /// A move order was not carried out in time.
+    #[error("the client did not move {0:?} within the time allowed")]
+    Unanswered(Span),
+}
+
+/// How long a client may take to carry out a one-way move order.
+const ORDER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often a move that an event stands before is tried again before the range is left for another time.
+const BUSY_TRIES: u32 = 200;
+
+/// One mover's buffers, and the move it is making.
+pub struct EvictWork {
+    standing: Option<(SlotId, Standing)>,
+    piece: Piece,
+    resident: Vec<bool>,
+    resident_from: PageIndex,
+    bytes: Vec<u8>,
+    /// Offsets in the slot, with the generations, of the pages being written.
+    writing: Vec<(u32, Generation)>,
+    handles: Vec<Option<Handle>>,
+    lost: Lost,
+}
+
+impl EvictWork {
+    /// Buffers for slots of `slot_pages` pages.
+    pub fn new(slot_pages: u32) -> Self {
+        Self {
+            standing: None,
+            piece: Piece { first: PageIndex(0), pages: 0, addr: 0 },
+            resident: Vec::new(),
+            resident_from: PageIndex(0),
+            bytes: vec![0; slot_pages as usize * page_size()],
+            writing: Vec::with_capacity(slot_pages as usize),
+            handles: Vec::with_capacity(slot_pages as usize),
+            lost: Lost::default(),
+        }
+    }
+
+    /// Asks the kernel which of a part's pages are present.
+    ///
+    /// # Errors
+    /// When the page table can't be read.
+    pub fn look(&mut self, space: &Space, piece: Piece) -> Result<bool, MemoryError> {
+        let Some(span) = piece_span(piece) else { return Ok(false) };
+        space.memory().resident(span, &mut self.resident)?;
+        self.resident_from = piece.first;
+        Ok(self.resident.iter().any(|present| *present))
+    }
+
+    /// Registers the region's range, so that what moves out is missed. Gate held shared.
+    ///
+    /// # Errors
+    /// When the kernel refuses; the region is as before.
+    pub fn register(&self, space: &Space, region: &Region) -> Result<(), MemoryError> {
+        let mapped = {
+            let mut shard = region.lock();
+            if shard.is_registered() {
+                return Ok(());
+            }
+            shard.set_registered(true);
+            shard.mapped().to_vec()
+        };
+        for piece in &mapped {
+            let Some(span) = piece_span(*piece) else { continue };
+            if let Err(error) = space.memory().register(span) {
+                region.lock().set_registered(false);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Chooses the next run of resident pages between `from` and `to` and a slot for it. Gate held shared, and on until
+    /// [`order`](Self::order) returned. `Ok(None)`: nothing (more) to move.
+    ///
+    /// # Errors
+    /// [`EvictError::NoSlot`].
+    pub fn plan(
+        &mut self,
+        space: &Space,
+        region: &Arc<Region>,
+        from: PageIndex,
+        to: PageIndex,
+    ) -> Result<Option<Piece>, EvictError> {
+        let slot = space.pool.take(space.memory()).ok_or(EvictError::NoSlot)?;
+        let standing = Standing { slot, region: Arc::clone(region), first: from, pages: 0, count: 0, serial: 0 };
+        let id = space.names.lock().name(standing.clone());
+        let (resident, base) = (&self.resident, self.resident_from);
+        let present = |page: PageIndex| {
+            page.0.checked_sub(base.0).and_then(|at| resident.get(at as usize)).copied().unwrap_or(false)
+        };
+        let planned = region.lock().plan_move(from, to, space.pool.slot_pages(), id, &present);
+        let Some(piece) = planned else {
+            space.names.lock().forget(id);
+            return Ok(None);
+        };
+        let standing = Standing { first: piece.first, pages: piece.pages, count: piece.pages, ..standing };
+        let standing = space.names.lock().fill(id, standing);
+        self.piece = piece;
+        self.standing = Some((id, standing));
+        Ok(Some(piece))
+    }
+
+    /// Has the planned run moved.
+    ///
+    /// # Errors
+    /// When the order couldn't be given; the pages are their owner's as before.
+    pub fn order(&mut self, space: &Space, moved: &mut MovedOut) -> Result<Answer, EvictError> {
+        let Some((_, standing)) = &self.standing else { return Ok(Answer::Moved) };
+        let Some(from) = piece_span(self.piece) else { return Ok(Answer::Moved) };
+        let answer = space.memory().move_out(Order { from, to: standing.slot.span().start() });
+        match answer {
+            Ok(Moved::Ordered) => Ok(Answer::Ordered),
+            Ok(Moved::Now(outcome)) => {
+                let done = u32::try_from(outcome.done / page_size() as u64).unwrap_or(0).min(self.piece.pages);
+                self.record(space, done);
+                moved.moved += u64::from(done);
+                Ok(match outcome.stop {
+                    None => Answer::Moved,
+                    Some(Stop::Busy) => Answer::Busy { done },
+                    Some(stop) => {
+                        if stop == Stop::Pinned {
+                            moved.pinned += 1;
+                            space.counts().hit(Transition::Pinned);
+                        }
+                        Answer::Stopped { done }
+                    }
+                })
+            }
+            Err(error) => {
+                self.record(space, 0);
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Enters that the first `done` pages of the run moved and the others didn't.
+    fn record(&mut self, space: &Space, done: u32) {
+        let Some((id, standing)) = &self.standing else { return };
+        let (id, left) = (*id, self.piece.pages - done);
+        {
+            let mut shard = standing.region.lock();
+            shard.moved(self.piece.first, done, || space.next_generation(), &mut self.lost);
+            shard.not_moved(self.piece.first.plus(done), left);
+        }
+        standing.slot.settle(if done > 0 { Phase::Ready } else { Phase::Failed });
+        if left > 0 {
+            space.names.lock().leave_many(id, left);
+        }
+        space.release(&mut self.lost);
+    }
+
+    /// Waits for a run that was ordered. Nothing held.
+    ///
+    /// # Errors
+    /// [`EvictError::Unanswered`]: the pages are marked as moving still, since the client may yet move them; it has to go.
+    pub fn arrived(&mut self, moved: &mut MovedOut) -> Result<(), EvictError> {
+        let Some((_, standing)) = &self.standing else { return Ok(()) };
+        match standing.slot.wait_settled(ORDER_PATIENCE) {
+            Phase::Ready => {
+                moved.moved += u64::from(self.piece.pages);
+                Ok(())
+            }
+            _ => Err(EvictError::Unanswered(standing.slot.span())),
+        }
+    }
+
+    /// The slot needs no watching any more.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn settle_slot(&self, space: &Space) -> Result<(), MemoryError> {
+        match &self.standing {
+            Some((_, standing)) if standing.slot.phase() == Phase::Ready => {
+                space.memory().settle_slot(standing.slot.span())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes up a slot whose pages are to be written out.
+    pub fn take_up(&mut self, id: SlotId, standing: Standing) {
+        self.standing = Some((id, standing));
+    }
+
+    /// Reads what stands in the slot and puts it in the store. Nothing held. [`commit`](Self::commit) follows.
+    ///
+    /// # Errors
+    /// When the slot can't be read or the store doesn't take it; the pages stand where they stood.
+    pub fn write(&mut self, space: &Space) -> Result<(), EvictError> {
+        self.writing.clear();
+        let Some((id, standing)) = &self.standing else { return Ok(()) };
+        let region = {
+            let shard = standing.region.lock();
+            for offset in 0..standing.pages {
+                let page = standing.first.plus(offset);
+                if shard.state(page) == PageState::Standby(SlotPage { slot: *id, offset }) {
+                    self.writing.push((offset, shard.generation(page)));
+                }
+            }
+            shard.id()
+        };
+        let (Some(&(low, _)), Some(&(high, _))) = (self.writing.first(), self.writing.last()) else { return Ok(()) };
+        let page = page_size();
+        let bytes = &mut self.bytes[..(high - low + 1) as usize * page];
+        standing.slot.read(low, bytes)?;
+        let pages: Vec<Page<'_>> = self
+            .writing
+            .iter()
+            .map(|&(offset, generation)| {
+                let at = (offset - low) as usize * page;
+                let key = space.key(region, standing.first.plus(offset), generation);
+                Page { key, bytes: &bytes[at..at + page] }
+            })
+            .collect();
+        self.handles.clear();
+        self.handles.resize(pages.len(), None);
+        space.store().put(&pages, &mut self.handles).inspect_err(|_| self.writing.clear())?;
+        Ok(())
+    }
+
+    /// Makes the written objects the pages, where these still stand as they did. Gate held shared. The slot is let go.
+    pub fn commit(&mut self, space: &Space, moved: &mut MovedOut) {
+        let Some((id, standing)) = self.standing.take() else { return };
+        let mut left = 0;
+        {
+            let mut shard = standing.region.lock();
+            for (&(offset, generation), handle) in self.writing.iter().zip(&self.handles) {
+                let Some(handle) = *handle else { continue };
+                let at = SlotPage { slot: id, offset };
+                match shard.commit(standing.first.plus(offset), at, generation, handle) {
+                    Kept::Committed => left += 1,
+                    Kept::Stale => self.lost.handles.push((handle, false)),
+                }
+            }
+        }
+        self.writing.clear();
+        moved.stored += u64::from(left);
+        if left > 0 {
+            space.names.lock().leave_many(id, left);
+        }
+        space.release(&mut self.lost);
+    }
+
+    /// Where the planned run ends.
+    pub fn end(&self) -> PageIndex {
+        self.piece.first.plus(self.piece.pages)
+    }
+}
+
+/// What came of a planned run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// All of it moved.
+    Moved,
+    /// An event stands before the move; the first `done` pages went. Let the gate go and plan again.
+    Busy {
+        /// Pages that moved.
+        done: u32,
+    },
+    /// The page after the first `done` can't move.
+    Stopped {
+        /// Pages that moved.
+        done: u32,
+    },
+    /// A client was told to; its REMAP event will say. Let the gate go and wait with [`EvictWork::arrived`].
+    Ordered,
+}
+
+/// Whether moved pages go straight into the store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Keep {
+    /// They wait in their slots, as a second chance, while there are slots enough.
+    Standby,
+    /// They are written out at once.
+    Stored,
+}
+
+impl Space {
+    /// Moves out what is resident of the regions in `span`, at most `most` pages. Faults are served all the while.
+    ///
+    /// # Errors
+    /// When it had to stop early; what was done by then stays done, and nothing is lost.
+    pub fn move_out(&self, span: Span, most: u64, keep: Keep) -> Result<MovedOut, EvictError> {
+        let _mover = self.mover.lock();
+        let mut work = EvictWork::new(self.pool.slot_pages());
+        let mut moved = MovedOut::default();
+        for part in self.live_parts(span) {
+            if moved.moved >= most {
+                break;
+            }
+            self.move_part(&mut work, &part.region, part.piece, most, keep, &mut moved)?;
+        }
+        self.pool.reclaim(self.memory().as_ref())?;
+        Ok(moved)
+    }
+
+    fn move_part(
+        &self,
+        work: &mut EvictWork,
+        region: &Arc<Region>,
+        piece: Piece,
+        most: u64,
+        keep: Keep,
+        moved: &mut MovedOut,
+    ) -> Result<(), EvictError> {
+        if !work.look(self, piece)? {
+            return Ok(());
+        }
+        let (mut from, to) = (piece.first, piece.first.plus(piece.pages));
+        let mut busy = 0;
+        while from < to && moved.moved < most {
+            self.make_room(work, moved)?;
+            let directory = self.shared();
+            if directory.is_closed() {
+                return Err(MemoryError::Gone.into());
+            }
+            if !still_there(&directory, region, piece) {
+                return Ok(());
+            }
+            work.register(self, region)?;
+            let Some(planned) = work.plan(self, region, from, to)? else { return Ok(()) };
+            let answer = work.order(self, moved);
+            drop(directory);
+            self.after_move();
+            match answer? {
+                Answer::Moved => from = work.end(),
+                Answer::Stopped { done } => from = planned.first.plus(done + 1),
+                Answer::Busy { done } => {
+                    from = planned.first.plus(done);
+                    // The event's thread and the handler that reads it need to run.
+                    busy += 1;
+                    if busy > BUSY_TRIES {
+                        return Ok(());
+                    }
+                    std::thread::sleep(Duration::from_micros(50));
+                }
+                Answer::Ordered => {
+                    work.arrived(moved)?;
+                    from = work.end();
+                }
+            }
+            work.settle_slot(self)?;
+            if keep == Keep::Stored {
+                self.write_standing(work, moved)?;
+            } else {
+                work.standing = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_standing(&self, work: &mut EvictWork, moved: &mut MovedOut) -> Result<(), EvictError> {
+        let written = work.write(self);
+        let directory = self.shared();
+        work.commit(self, moved);
+        drop(directory);
+        written
+    }
+
+    /// Sees to it that a slot is free: empties drained ones, then writes the longest-standing out.
+    fn make_room(&self, work: &mut EvictWork, moved: &mut MovedOut) -> Result<(), EvictError> {
+        if self.pool.free() > 0 || self.pool.reclaim(self.memory().as_ref())? > 0 {
+            return Ok(());
+        }
+        let ready = self.names.lock().by_age();
+        for (id, standing) in ready {
+            work.take_up(id, standing);
+            self.write_standing(work, moved)?;
+            if self.pool.reclaim(self.memory().as_ref())? > 0 {
+                return Ok(());
+            }
+        }
+        Err(EvictError::NoSlot)
+    }
+
+    /// Writes out what stands in slots, longest-standing first, until at least `most` pages are written.
+    ///
+    /// # Errors
+    /// When the store doesn't take it; it stays where it stands.
+    pub fn write_out(&self, most: u64) -> Result<MovedOut, EvictError> {
+        let _mover = self.mover.lock();
+        let mut work = EvictWork::new(self.pool.slot_pages());
+        let mut moved = MovedOut::default();
+        let ready = self.names.lock().by_age();
+        for (id, standing) in ready {
+            if moved.stored >= most {
+                break;
+            }
+            work.take_up(id, standing);
+            self.write_standing(&mut work, &mut moved)?;
+        }
+        self.pool.reclaim(self.memory().as_ref())?;
+        Ok(moved)
+    }
+
+    /// Faults that waited for a move's record are decided again, and what a handler left unread is read.
+    fn after_move(&self) {
+        if self.has_parked() || self.has_unread() {
+            self.kick();
+        }
+    }
+
+    /// Brings back everything that is out of the regions in `span` and, where nothing of a region is out any more, leaves its
+    /// range to the kernel again. Returns the pages that came back.
+    ///
+    /// # Errors
+    /// When the address space is gone.
+    pub fn bring_back(self: &Arc<Self>, span: Span, around: u32) -> Result<u64, MemoryError> {
+        let _mover = self.mover.lock();
+        let mut work = FaultWork::new(around);
+        let mut brought = 0;
+        for part in self.live_parts(span) {
+            let before = part.region.lock().out();
+            for page in (0..part.piece.pages).map(|n| part.piece.first.plus(n)) {
+                let addr = {
+                    let shard = part.region.lock();
+                    match shard.state(page) {
+                        PageState::Stored(_) | PageState::Standby(_) => shard.address(page),
+                        _ => None,
+                    }
+                };
+                if let Some((addr, _)) = addr {
+                    work.run(self, Fault { addr, write: false, thread: None });
+                }
+            }
+            brought += u64::from(before.saturating_sub(part.region.lock().out()));
+            self.unregister_if_back(&part.region)?;
+        }
+        self.pool.reclaim(self.memory().as_ref())?;
+        Ok(brought)
+    }
+
+    /// Leaves a region's range to the kernel if nothing of it is out and no removal of its pages is pending. The caller
+    /// holds the mover.
+    fn unregister_if_back(&self, region: &Region) -> Result<(), MemoryError> {
+        let mut present = Vec::new();
+        let directory = self.shared();
+        if directory.is_closed() {
+            return Err(MemoryError::Gone);
+        }
+        let mapped = {
+            let shard = region.lock();
+            if !shard.is_registered() || shard.out() > 0 {
+                return Ok(());
+            }
+            shard.mapped().to_vec()
+        };
+        for piece in &mapped {
+            let Some(span) = piece_span(*piece) else { continue };
+            self.memory().resident(span, &mut present)?;
+            let base = piece.first;
+            let is_present = |page: PageIndex| {
+                page.0.checked_sub(base.0).and_then(|at| present.get(at as usize)).copied().unwrap_or(true)
+            };
+            let mut shard = region.lock();
+            if shard.settle_removed(base, piece.pages, &is_present) || shard.out() > 0 {
+                return Ok(());
+            }
+        }
+        region.lock().set_registered(false);
+        for piece in &mapped {
+            if let Some(span) = piece_span(*piece) {
+                self.memory().unregister(span)?;
+            }
+        }
+        drop(directory);
+        Ok(())
+    }
+}
+
+fn still_there(directory: &Directory, region: &Arc<Region>, piece: Piece) -> bool {
+    directory.find(piece.addr).is_some_and(|(found, page)| Arc::ptr_eq(found, region) && page == piece.first)
+}
+
+fn piece_span(piece: Piece) -> Option<Span> {
+    Span::new(piece.addr, bytes_of(piece.pages)).ok()
+}

@@ -1,0 +1,384 @@
+//! The fault path. **Start reading here.**
+//!
+//! ```text
+//!             gate shared              nothing held            gate shared
+//!  fault ──▶  begin ── Load ─────────▶ load ─────────────────▶ install ─▶ record ─▶ … ─▶ end ──▶ thread runs
+//!               │ Zero  ─▶ zero page, record, done               ▲ confirms that the page is still the one
+//!               │ InFlight: whoever is on it wakes the thread    │ it loaded, where it is mapped now
+//!               └ Wait: parked until something changes           └ Busy: parked, decided anew
+//! ```
+//!
+//! [`FaultWork`] is that path cut into steps. Each step is one decision, one load, or one system call with the
+//! record of its outcome; [`FaultWork::run`] goes through them on a thread, the simulator goes through those of many
+//! threads in any order it likes. All buffers are made once: serving a fault from a store in memory allocates nothing.
+
+use crate::core::{Decision, Flight, Install, Lost, PageIndex, Segment, Transition};
+use crate::directory::{Directory, Region, bytes_of};
+use crate::memory::Fault;
+use crate::slots::{Phase, Slot};
+use crate::space::Space;
+use std::sync::Arc;
+use userswap_store::{Fetch, Handle, OwnerId, PageKey, StoreError, Waiter, Wanted};
+use userswap_uffd::{Outcome, Span, Stop, page_size};
+
+/// One thread's means of serving faults, and the fault it is serving.
+pub struct FaultWork {
+    fault: Fault,
+    region: Option<Arc<Region>>,
+    page: PageIndex,
+    flight: Flight,
+    /// The bytes of the flight's pages, in order.
+    bytes: Vec<u8>,
+    wanted: Vec<Wanted>,
+    results: Vec<Result<Fetch, StoreError>>,
+    lost: Lost,
+    /// Where in the flight to look for the next segment.
+    at: u32,
+    /// What was asked of the kernel, until its answer is recorded.
+    asked: Option<(Segment, Outcome)>,
+    /// The kernel refused: the demanded page, if not yet in place, has to wait.
+    refused: bool,
+    /// The segment that held the demanded page went in, so its waiters are awake.
+    installed_at: Option<u64>,
+    waiter: Waiter,
+}
+
+/// How often a store that says "try again" is tried again before the page is given up.
+const RETRIES: u32 = 3;
+
+/// What comes next for a fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Next {
+    /// [`FaultWork::zero`], under the same hold of the gate.
+    Zero,
+    /// [`FaultWork::load`], the gate let go.
+    Load,
+    /// [`FaultWork::install`], the gate held, until it answers [`Next::End`].
+    Install,
+    /// [`FaultWork::record`], under the same hold of the gate.
+    Record,
+    /// [`FaultWork::end`].
+    End,
+    /// Nothing: served, or in another's hands, or parked.
+    Done,
+    /// [`FaultWork::begin`]: what was decided no longer holds.
+    Again,
+}
+
+impl FaultWork {
+    /// Means to serve faults with at most `around` pages brought in together.
+    pub fn new(around: u32) -> Self {
+        let around = around.max(1) as usize;
+        let key = PageKey { owner: OwnerId(0), page: 0, generation: 0 };
+        Self {
+            fault: Fault { addr: 0, write: false, thread: None },
+            region: None,
+            page: PageIndex(0),
+            flight: Flight::with_capacity(around),
+            bytes: vec![0; around * page_size()],
+            wanted: vec![Wanted { handle: Handle::MIN, key }; around],
+            results: (0..around).map(|_| Ok(Fetch::Ready)).collect(),
+            lost: Lost::default(),
+            at: 0,
+            asked: None,
+            refused: false,
+            installed_at: None,
+            waiter: Waiter::none(),
+        }
+    }
+
+    /// Serves one fault from beginning to end.
+    pub fn run(&mut self, space: &Arc<Space>, fault: Fault) {
+        let mut next = Next::Again;
+        while next != Next::Done {
+            let directory = space.shared();
+            next = self.begin(space, &directory, fault);
+            if next == Next::Zero {
+                next = self.zero(space);
+            }
+            drop(directory);
+            if next == Next::Load {
+                next = self.load(space);
+            }
+            if next == Next::Install {
+                next = self.put_in_place(space);
+            }
+        }
+    }
+
+    /// From loaded bytes to the end.
+    pub(crate) fn put_in_place(&mut self, space: &Space) -> Next {
+        let directory = space.shared();
+        let mut next = Next::Install;
+        while next == Next::Install {
+            next = self.install(space);
+            if next == Next::Record {
+                next = self.record(space);
+            }
+        }
+        next = self.end(space);
+        drop(directory);
+        self.settle(space);
+        next
+    }
+
+    /// The page a thread waits for.
+    pub(crate) fn fault(&self) -> Fault {
+        self.fault
+    }
+
+    /// Whether bytes are still to come.
+    pub(crate) fn is_waiting(&self) -> bool {
+        (0..self.flight.len()).any(|at| self.flight.is_waiting(at))
+    }
+
+    /// Bytes that came later, or the news that they won't.
+    pub(crate) fn arrived(&mut self, space: &Space, at: u32, page: Result<&[u8], StoreError>) {
+        if at >= self.flight.len() || !self.flight.is_waiting(at) {
+            return;
+        }
+        let from = at as usize * page_size();
+        let ok = match page {
+            Ok(bytes) if bytes.len() == page_size() => {
+                self.bytes[from..from + page_size()].copy_from_slice(bytes);
+                true
+            }
+            Ok(_) => {
+                let error = StoreError::Corrupt { key: self.wanted[at as usize].key, what: "length" };
+                space.note_store_error(self.wanted[at as usize].key, &error);
+                false
+            }
+            Err(error) => {
+                space.note_store_error(self.wanted[at as usize].key, &error);
+                false
+            }
+        };
+        self.flight.loaded(at, ok);
+    }
+
+    /// Where completions go, and the pages brought in together at most.
+    pub(crate) fn set_waiter(&mut self, waiter: Waiter) {
+        self.waiter = waiter;
+    }
+
+    pub(crate) fn around(&self) -> u32 {
+        u32::try_from(self.wanted.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Looks the fault up and decides. The gate is held.
+    pub fn begin(&mut self, space: &Space, directory: &Directory, fault: Fault) -> Next {
+        self.fault = fault;
+        self.at = 0;
+        self.asked = None;
+        self.refused = false;
+        self.installed_at = None;
+        let Some((region, page)) = directory.find(fault.addr) else {
+            // A slot, the sentinel, or a range that is registered still though all of it is back.
+            self.region = None;
+            return Next::Zero;
+        };
+        let most = u32::try_from(self.wanted.len()).unwrap_or(u32::MAX);
+        let decision = region.lock().decide(page, most, &mut self.flight);
+        self.page = page;
+        self.region = Some(Arc::clone(region));
+        match decision {
+            Decision::InFlight => Next::Done,
+            Decision::Wait => {
+                space.park(fault);
+                Next::Done
+            }
+            Decision::Zero => Next::Zero,
+            Decision::Load => Next::Load,
+            Decision::Poison => {
+                self.poison(space);
+                Next::Done
+            }
+        }
+    }
+
+    /// Installs a zero page and records it. Same hold of the gate as [`begin`](Self::begin): between decision and record
+    /// nobody may move the page out, or a second zero page would take its place.
+    pub fn zero(&mut self, space: &Space) -> Next {
+        let Some(span) = page_span(self.fault.addr) else { return Next::Done };
+        let outcome = space.memory().zero(span);
+        let in_place = matches!(outcome.stop, None | Some(Stop::Present));
+        if let Some(region) = &self.region {
+            region.lock().zeroed(self.page, in_place);
+        }
+        match outcome.stop {
+            None | Some(Stop::Gone) => {}
+            Some(Stop::Busy | Stop::NoMemory) => self.busy(space),
+            // A page is there, or no mapping of ours any more: the thread finds out by itself.
+            Some(_) => self.wake(space),
+        }
+        Next::Done
+    }
+
+    /// Gets the bytes. Nothing is held.
+    pub fn load(&mut self, space: &Arc<Space>) -> Next {
+        if self.flight.slot().is_none() && space.may_wait() {
+            return crate::pending::load(self, space);
+        }
+        self.load_now(space)
+    }
+
+    /// Loads what comes at once, and leaves waiting what doesn't.
+    pub(crate) fn load_now(&mut self, space: &Space) -> Next {
+        let count = self.flight.len();
+        let bytes = &mut self.bytes[..count as usize * page_size()];
+        if let Some(at) = self.flight.slot() {
+            let slot: Option<Arc<Slot>> =
+                space.names.lock().get(at.slot).map(|standing| Arc::clone(&standing.slot));
+            let ok = match &slot {
+                Some(slot) if slot.phase() == Phase::Filling => {
+                    self.refused = true;
+                    return Next::Install;
+                }
+                Some(slot) => slot.phase() == Phase::Ready && slot.read(at.offset, bytes).is_ok(),
+                None => false,
+            };
+            for page in 0..count {
+                self.flight.loaded(page, ok);
+            }
+            return Next::Install;
+        }
+        let Some(region) = &self.region else { return Next::Done };
+        let id = region.lock().id();
+        let count = count as usize;
+        for (at, wanted) in (0..).zip(&mut self.wanted[..count]) {
+            if let Some((handle, generation)) = self.flight.source(at) {
+                *wanted = Wanted { handle, key: space.key(id, self.flight.page(at), generation) };
+            }
+        }
+        let results = &mut self.results[..count];
+        let run = space.store().fetch_run(&self.wanted[..count], bytes, results, &self.waiter);
+        for (at, result) in (0..).zip(results) {
+            match (&run, result) {
+                (Ok(()), Ok(Fetch::Ready)) => self.flight.loaded(at, true),
+                (Ok(()), Ok(Fetch::Pending)) => {}
+                (Ok(()), Err(error)) => {
+                    let Wanted { handle, key } = self.wanted[at as usize];
+                    let page = &mut bytes[at as usize * page_size()..][..page_size()];
+                    let ok = at == self.flight.demand() && error.is_retryable() && {
+                        (0..RETRIES).any(|_| {
+                            matches!(space.store().fetch(handle, key, page, &Waiter::none()), Ok(Fetch::Ready))
+                        })
+                    };
+                    if !ok {
+                        space.note_store_error(key, error);
+                    }
+                    self.flight.loaded(at, ok);
+                }
+                (Err(error), _) => {
+                    space.note_store_error(self.wanted[at as usize].key, error);
+                    self.flight.loaded(at, false);
+                }
+            }
+        }
+        Next::Install
+    }
+
+    /// Asks the kernel to put the next stretch of pages in place. The gate is held; what was decided before it was is
+    /// confirmed by the look at the region.
+    pub fn install(&mut self, space: &Space) -> Next {
+        let Some(region) = &self.region else { return Next::End };
+        if self.refused {
+            return Next::End;
+        }
+        let Some(segment) = region.lock().segment(&self.flight, self.at) else { return Next::End };
+        let from = segment.at as usize * page_size();
+        let bytes = &self.bytes[from..from + segment.pages as usize * page_size()];
+        let outcome = space.memory().copy(segment.addr, bytes);
+        self.asked = Some((segment, outcome));
+        Next::Record
+    }
+
+    /// Records the kernel's answer. Same hold of the gate as the [`install`](Self::install) before it.
+    pub fn record(&mut self, space: &Space) -> Next {
+        let (Some((segment, outcome)), Some(region)) = (self.asked.take(), &self.region) else { return Next::End };
+        let done = u32::try_from(outcome.done / page_size() as u64).unwrap_or(segment.pages);
+        let mut shard = region.lock();
+        shard.landed(&mut self.flight, segment, done, &mut self.lost);
+        self.at = segment.at + done;
+        let holds_demand = |upto: u32| (segment.at..upto).contains(&self.flight.demand());
+        if holds_demand(self.at) {
+            let within = self.flight.demand() - segment.at;
+            self.installed_at = Some(segment.addr + bytes_of(within));
+        }
+        match outcome.stop {
+            None => Next::Install,
+            Some(Stop::Present) => {
+                shard.present(&mut self.flight, self.at, &mut self.lost);
+                drop(shard);
+                // Somebody waits for a page that came by another way.
+                if let Some(span) = page_span(segment.addr + bytes_of(done)) {
+                    space.memory().wake(span);
+                }
+                self.at += 1;
+                Next::Install
+            }
+            Some(_) => {
+                // Busy: an event stands before us. Unmapped: its event is still to be read. Out of memory: later.
+                space.counts().hit(Transition::Busy);
+                self.refused = true;
+                Next::End
+            }
+        }
+    }
+
+    /// Ends the flight and sees to it that the thread is awake, parked, or decided anew. The gate is held still.
+    pub fn end(&mut self, space: &Space) -> Next {
+        let Some(region) = self.region.take() else { return Next::Done };
+        let end = region.lock().end_flight(&mut self.flight, &mut self.lost);
+        match end {
+            Install::Done => {
+                // The mapping moved while the bytes were on their way: the thread waits at the old address.
+                if self.installed_at.is_some_and(|addr| addr != self.fault.addr) {
+                    self.wake(space);
+                }
+                Next::Done
+            }
+            Install::Busy => {
+                self.busy(space);
+                Next::Done
+            }
+            Install::Vanished => Next::Again,
+            Install::Lost => {
+                self.poison(space);
+                Next::Done
+            }
+        }
+    }
+
+    /// Gives up what the flight no longer needs: the bytes are in place, or nobody wants them. The gate is let go.
+    pub fn settle(&mut self, space: &Space) {
+        space.release(&mut self.lost);
+    }
+
+    fn busy(&self, space: &Space) {
+        space.counts().hit(Transition::Busy);
+        space.park(self.fault);
+    }
+
+    fn poison(&self, space: &Space) {
+        let Some(span) = page_span(self.fault.addr) else { return };
+        space.note_poison(self.fault);
+        match space.memory().poison(span).stop {
+            None | Some(Stop::Gone) => {}
+            Some(Stop::Busy | Stop::NoMemory) => self.busy(space),
+            Some(_) => self.wake(space),
+        }
+    }
+
+    fn wake(&self, space: &Space) {
+        if let Some(span) = page_span(self.fault.addr) {
+            space.counts().hit(Transition::Woken);
+            space.memory().wake(span);
+        }
+    }
+}
+
+fn page_span(addr: u64) -> Option<Span> {
+    let page = page_size() as u64;
+    Span::new(addr & !(page - 1), page).ok()
+}

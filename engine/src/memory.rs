@@ -1,0 +1,176 @@
+//! The seam to the memory of one address space: how its faults are read and its pages put in place.
+//!
+//! One implementation a way of reaching memory: [`LocalMemory`](crate::LocalMemory) for the own process, the daemon's
+//! for a client at the other end of a socket, the simulator's for a model of Linux. All calls but
+//! [`move_out`](Memory::move_out), [`read_slot`](Memory::read_slot) and [`empty_slots`](Memory::empty_slots) are made by
+//! threads that serve faults: they must not block, nor touch memory that is in our care.
+
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use userswap_uffd::{Outcome, Span};
+
+/// A thread waits for a page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// The page's address.
+    pub addr: u64,
+    /// Whether it wants to write.
+    pub write: bool,
+    /// Which thread, if the kernel says.
+    pub thread: Option<u32>,
+}
+
+/// Something the address space did to itself; its doer sleeps until the event has been read.
+pub enum Event {
+    /// It forked. The child's memory answers to this.
+    Fork(Arc<dyn Memory>),
+    /// `len` bytes at `from` are now at `to`.
+    Remap {
+        /// The old address.
+        from: u64,
+        /// The new address.
+        to: u64,
+        /// The old length, in bytes.
+        len: u64,
+    },
+    /// The range is about to be emptied.
+    Remove(Span),
+    /// The range is mapped no more.
+    Unmap(Span),
+}
+
+/// What one read brought. Reused.
+#[derive(Default)]
+pub struct Batch {
+    /// In the order they happened. They go first: a fault read beside an event may be younger than it.
+    pub events: Vec<Event>,
+    /// Threads to serve.
+    pub faults: Vec<Fault>,
+    /// There may be more to read.
+    pub more: bool,
+}
+
+impl Batch {
+    /// Empties it, keeping the space.
+    pub fn clear(&mut self) {
+        self.events.clear();
+        self.faults.clear();
+        self.more = false;
+    }
+}
+
+/// One range to move into a slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Order {
+    /// What moves.
+    pub from: Span,
+    /// Where its first page goes.
+    pub to: u64,
+}
+
+/// The answer to a move order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Moved {
+    /// It was carried out here and now, as far as the outcome says.
+    Now(Outcome),
+    /// It was sent; if it succeeds a [`Event::Remap`] onto the slot says so.
+    Ordered,
+}
+
+/// What can go wrong between us and an address space.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The process, or what we reach it through, is gone.
+    #[error("the address space is gone")]
+    Gone,
+    /// The kernel or the client refused.
+    #[error("{doing} {span:?}: {reason}")]
+    Refused {
+        /// What was being done.
+        doing: &'static str,
+        /// To which range.
+        span: Span,
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// One address space, as the engine reaches it.
+pub trait Memory: Send + Sync + 'static {
+    /// Reads what is pending, without waiting. The engine calls it with the gate held exclusively, and
+    /// [`applied`](Self::applied) once it has acted on the events and taken over the faults.
+    ///
+    /// # Errors
+    /// [`MemoryError::Gone`] when nothing will ever be pending again.
+    fn read(&self, batch: &mut Batch) -> Result<(), MemoryError>;
+
+    /// What the last [`read`](Self::read) brought is in the engine's books.
+    fn applied(&self) {}
+
+    /// Installs `bytes`, whole pages, at `dst` and wakes who waits there.
+    fn copy(&self, dst: u64, bytes: &[u8]) -> Outcome;
+
+    /// Installs zero pages and wakes who waits there.
+    fn zero(&self, span: Span) -> Outcome;
+
+    /// Makes touching the pages a SIGBUS, and wakes who waits there.
+    fn poison(&self, span: Span) -> Outcome;
+
+    /// Wakes who waits in the range, whether or not anything is mapped there.
+    fn wake(&self, span: Span);
+
+    /// Has missing pages of the range reported to us from now on.
+    ///
+    /// # Errors
+    /// When the range isn't one that can be.
+    fn register(&self, span: Span) -> Result<(), MemoryError>;
+
+    /// Leaves missing pages of the range to the kernel again.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn unregister(&self, span: Span) -> Result<(), MemoryError>;
+
+    /// Whether each page of the range is present in the page table, in order.
+    ///
+    /// # Errors
+    /// When the page table can't be read.
+    fn resident(&self, span: Span, present: &mut Vec<bool>) -> Result<(), MemoryError>;
+
+    /// The area that slots are cut from; none if nothing can be moved out.
+    fn slot_area(&self) -> Option<Span>;
+
+    /// Moves a range into a slot. The gate is held, shared, across the call.
+    ///
+    /// # Errors
+    /// When the order can't be given at all.
+    fn move_out(&self, order: Order) -> Result<Moved, MemoryError>;
+
+    /// What was moved into the slot is in the books; it needs no watching there.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn settle_slot(&self, slot: Span) -> Result<(), MemoryError>;
+
+    /// Reads whole pages standing in a slot.
+    ///
+    /// # Errors
+    /// When they can't be read any more.
+    fn read_slot(&self, addr: u64, out: &mut [u8]) -> Result<(), MemoryError>;
+
+    /// Drops what is left in the slots and makes them fit to be moved into again.
+    ///
+    /// # Errors
+    /// When they can't be used again.
+    fn empty_slots(&self, slots: &[Span]) -> Result<(), MemoryError>;
+
+    /// Readable when there are messages to [`read`](Self::read), if they come by a descriptor.
+    fn messages(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Readable once the process has exited, if that can be told.
+    fn exit(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}

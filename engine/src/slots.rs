@@ -1,0 +1,256 @@
+//! Swap slots: where moved pages stand until they are written out.
+//!
+//! A [`SlotPool`] owns the area of one address space and hands out [`Slot`]s, last freed first. A slot lives as long as
+//! somebody holds it: a page standing in it (here or in a forked child), a writer, a reader. When the last lets go, its
+//! range is noted as drained, and the pool's owner empties it and puts it back.
+
+use crate::core::{PageIndex, SlotId, SlotPage};
+use crate::directory::Region;
+use crate::memory::{Memory, MemoryError};
+use parking_lot::{Condvar, Mutex};
+use std::sync::Arc;
+use std::time::Duration;
+use userswap_uffd::Span;
+
+/// The slots of one address space.
+pub struct SlotPool {
+    slot_pages: u32,
+    ranges: Mutex<Ranges>,
+}
+
+#[derive(Default)]
+struct Ranges {
+    free: Vec<Span>,
+    drained: Vec<Span>,
+    in_use: u32,
+}
+
+impl SlotPool {
+    /// Cuts `area` into slots of `slot_pages` pages. A trailing part too small for one is left out.
+    pub fn new(area: Option<Span>, slot_pages: u32, page_bytes: u64) -> Arc<Self> {
+        let slot_bytes = u64::from(slot_pages) * page_bytes;
+        let mut free = Vec::new();
+        if let Some(area) = area {
+            let count = area.len() / slot_bytes;
+            // Last in, first out: the lowest is handed out first.
+            free.extend((0..count).rev().filter_map(|n| Span::new(area.start() + n * slot_bytes, slot_bytes).ok()));
+        }
+        Arc::new(Self { slot_pages, ranges: Mutex::new(Ranges { free, ..Ranges::default() }) })
+    }
+
+    /// Pages a slot has room for.
+    pub fn slot_pages(&self) -> u32 {
+        self.slot_pages
+    }
+
+    /// Slots that hold pages or wait to be emptied.
+    pub fn in_use(&self) -> u32 {
+        self.ranges.lock().in_use
+    }
+
+    /// Slots that can be moved into at once.
+    pub fn free(&self) -> usize {
+        self.ranges.lock().free.len()
+    }
+
+    /// A free slot of the address space that `host` reaches.
+    pub fn take(self: &Arc<Self>, host: &Arc<dyn Memory>) -> Option<Arc<Slot>> {
+        let mut ranges = self.ranges.lock();
+        let span = ranges.free.pop()?;
+        ranges.in_use += 1;
+        Some(Arc::new(Slot {
+            span,
+            host: Arc::clone(host),
+            pool: Arc::clone(self),
+            phase: Mutex::new(Phase::Filling),
+            settled: Condvar::new(),
+        }))
+    }
+
+    /// Empties every slot nobody stands in any more and makes it free again. Returns how many.
+    ///
+    /// # Errors
+    /// When the memory can't empty them; they are not used again.
+    pub fn reclaim(&self, host: &dyn Memory) -> Result<usize, MemoryError> {
+        let drained = std::mem::take(&mut self.ranges.lock().drained);
+        if drained.is_empty() {
+            return Ok(0);
+        }
+        host.empty_slots(&drained)?;
+        let mut ranges = self.ranges.lock();
+        let count = drained.len();
+        for span in drained {
+            ranges.free.push(span);
+            ranges.in_use -= 1;
+        }
+        Ok(count)
+    }
+}
+
+/// How far the move into a slot has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// The move isn't known to be done.
+    Filling,
+    /// What was to come is there.
+    Ready,
+    /// Nothing came.
+    Failed,
+}
+
+/// One slot, held by whoever needs its bytes.
+pub struct Slot {
+    span: Span,
+    host: Arc<dyn Memory>,
+    pool: Arc<SlotPool>,
+    phase: Mutex<Phase>,
+    settled: Condvar,
+}
+
+impl Slot {
+    /// Its range, in the address space it belongs to.
+    pub fn span(&self) -> Span {
+        self.span
+    }
+
+    /// How far the move into it has come.
+    pub fn phase(&self) -> Phase {
+        *self.phase.lock()
+    }
+
+    /// Notes how the move ended.
+    pub fn settle(&self, phase: Phase) {
+        *self.phase.lock() = phase;
+        self.settled.notify_all();
+    }
+
+    /// Waits until the move has ended, or for `patience`.
+    pub fn wait_settled(&self, patience: Duration) -> Phase {
+        let mut phase = self.phase.lock();
+        self.settled.wait_while_for(&mut phase, |phase| *phase == Phase::Filling, patience);
+        *phase
+    }
+
+    /// Reads pages standing in it, from the address space it belongs to.
+    ///
+    /// # Errors
+    /// When that address space is gone.
+    pub fn read(&self, offset: u32, out: &mut [u8]) -> Result<(), MemoryError> {
+        let page_bytes = self.span.len() / u64::from(self.pool.slot_pages);
+        self.host.read_slot(self.span.start() + u64::from(offset) * page_bytes, out)
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.pool.ranges.lock().drained.push(self.span);
+    }
+}
+
+/// The slots an address space's pages stand in, under names short enough for its page tables. A child's names may
+/// stand for slots of its parent.
+#[derive(Default)]
+pub struct SlotNames {
+    named: Vec<Option<Standing>>,
+    vacant: Vec<u32>,
+    filled: u64,
+}
+
+/// Who stands in a slot.
+#[derive(Clone)]
+pub struct Standing {
+    /// The slot.
+    pub slot: Arc<Slot>,
+    /// The region whose pages they are.
+    pub region: Arc<Region>,
+    /// The page at the slot's offset 0; the others follow.
+    pub first: PageIndex,
+    /// How many pages were ordered there.
+    pub pages: u32,
+    /// How many are still there.
+    pub count: u32,
+    /// Orders slots by when they were filled.
+    pub serial: u64,
+}
+
+impl SlotNames {
+    /// Names a slot.
+    pub fn name(&mut self, standing: Standing) -> SlotId {
+        if let Some(index) = self.vacant.pop() {
+            self.named[index as usize] = Some(standing);
+            SlotId(index)
+        } else {
+            self.named.push(Some(standing));
+            SlotId(u32::try_from(self.named.len() - 1).unwrap_or(u32::MAX))
+        }
+    }
+
+    /// Who stands in it.
+    pub fn get(&self, id: SlotId) -> Option<&Standing> {
+        self.named.get(id.0 as usize)?.as_ref()
+    }
+
+    /// Mutably.
+    pub fn get_mut(&mut self, id: SlotId) -> Option<&mut Standing> {
+        self.named.get_mut(id.0 as usize)?.as_mut()
+    }
+
+    /// A page left. The last one takes the name with it.
+    pub fn leave(&mut self, page: SlotPage) {
+        self.leave_many(page.slot, 1);
+    }
+
+    /// `count` pages left.
+    pub fn leave_many(&mut self, id: SlotId, count: u32) {
+        let Some(entry) = self.named.get_mut(id.0 as usize) else { return };
+        let Some(standing) = entry.as_mut() else { return };
+        standing.count = standing.count.saturating_sub(count);
+        if standing.count == 0 {
+            *entry = None;
+            self.vacant.push(id.0);
+        }
+    }
+
+    /// Gives a name up whoever stands there.
+    pub fn forget(&mut self, id: SlotId) {
+        self.leave_many(id, u32::MAX);
+    }
+
+    /// Replaces what stands under a name, as the latest to be filled.
+    pub fn fill(&mut self, id: SlotId, standing: Standing) -> Standing {
+        self.filled += 1;
+        let standing = Standing { serial: self.filled, ..standing };
+        if let Some(entry) = self.named.get_mut(id.0 as usize) {
+            *entry = Some(standing.clone());
+        }
+        standing
+    }
+
+    /// The slots that can be written out, longest-standing first.
+    pub fn by_age(&self) -> Vec<(SlotId, Standing)> {
+        let mut ready: Vec<_> = self
+            .iter()
+            .filter(|(_, standing)| standing.slot.phase() == Phase::Ready)
+            .map(|(id, standing)| (id, standing.clone()))
+            .collect();
+        ready.sort_unstable_by_key(|(_, standing)| standing.serial);
+        ready
+    }
+
+    /// Every name in use.
+    pub fn iter(&self) -> impl Iterator<Item = (SlotId, &Standing)> + '_ {
+        (0u32..).zip(&self.named).filter_map(|(index, entry)| Some((SlotId(index), entry.as_ref()?)))
+    }
+
+    /// The slot, being filled, whose range starts at `addr`.
+    pub fn filling_at(&self, addr: u64) -> Option<(SlotId, Standing)> {
+        self.iter()
+            .find(|(_, standing)| standing.slot.span.start() == addr && standing.slot.phase() == Phase::Filling)
+            .map(|(id, standing)| (id, standing.clone()))
+    }
+
+    /// Pages standing in slots.
+    pub fn standing(&self) -> u64 {
+        self.iter().map(|(_, standing)| u64::from(standing.count)).sum()
+    }
+}

@@ -1,0 +1,490 @@
+//! One address space in care: its gate, its regions, its slots, and the events that change them.
+
+use crate::core::{Counts, Generation, Lost, PageIndex, Piece, RegionId, Shard, SlotId, SlotPage, Transition};
+use crate::directory::{Directory, Part, Region, bytes_of, pages_in};
+use crate::memory::{Batch, Event, Fault, Memory, MemoryError};
+use crate::shares::Shares;
+use crate::slots::{Phase, SlotNames, SlotPool, Standing};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use std::collections::HashMap;
+use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+use userswap_store::{FetchKind, Handle, OwnerId, PageKey, Store, StoreError};
+use userswap_uffd::{Span, page_size};
+
+/// An address space: one userfaultfd, one gate.
+///
+/// # The gate
+/// The kernel keeps installs off an address space that is changing only until the event that says so has been *read*.
+/// From then until it is in our books nothing but the gate stands between an old decision and the new mapping. So:
+/// reading messages and applying their events holds the gate **exclusively** ([`take_messages`](Self::take_messages)); from a
+/// decision, over the system call that carries it out, to the record of its outcome it is held **shared**. A decision that was
+/// made under an earlier hold is confirmed under the present one before it is acted on. Work in flight (loading bytes)
+/// holds nothing.
+///
+/// Locks nest in one order: mover, gate, region, slot names, shares; none of the last three is held over a system call.
+pub struct Space {
+    memory: Arc<dyn Memory>,
+    store: Arc<dyn Store>,
+    may_wait: bool,
+    gate: RwLock<Directory>,
+    /// One mover at a time: registration and slots change under it.
+    pub(crate) mover: Mutex<()>,
+    pub(crate) names: Mutex<SlotNames>,
+    pub(crate) pool: Arc<SlotPool>,
+    parked: Mutex<Vec<Fault>>,
+    has_parked: AtomicBool,
+    /// Messages were left unread because the gate was held.
+    unread: AtomicBool,
+    shares: Arc<Shares>,
+    lineage: Arc<Lineage>,
+    next_region: AtomicU32,
+    key_bases: RwLock<HashMap<RegionId, u64>>,
+    counts: Counts,
+    broken_promise: AtomicBool,
+    troubles: Troubles,
+    /// Gets a handler to look here soon.
+    kick: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+/// What a process and its forked descendants have in common: their pages can share objects.
+struct Lineage {
+    owner: OwnerId,
+    generation: AtomicU32,
+}
+
+/// What went wrong so far.
+#[derive(Default)]
+struct Troubles {
+    store_errors: AtomicU64,
+    poisoned: AtomicU64,
+}
+
+/// How many pages a slot has unless said otherwise: 256 KiB, enough for a move to cost little a page.
+pub const SLOT_PAGES: u32 = 64;
+
+impl Space {
+    /// Takes an address space into care. Nothing in it is touched until a range is [`manage`](Self::manage)d.
+    pub fn new(
+        memory: Arc<dyn Memory>,
+        store: Arc<dyn Store>,
+        shares: Arc<Shares>,
+        owner: OwnerId,
+        slot_pages: u32,
+    ) -> Arc<Self> {
+        let lineage = Arc::new(Lineage { owner, generation: AtomicU32::new(0) });
+        Self::build(memory, store, shares, lineage, slot_pages, Directory::default(), SlotNames::default())
+    }
+
+    fn build(
+        memory: Arc<dyn Memory>,
+        store: Arc<dyn Store>,
+        shares: Arc<Shares>,
+        lineage: Arc<Lineage>,
+        slot_pages: u32,
+        directory: Directory,
+        names: SlotNames,
+    ) -> Arc<Self> {
+        let pool = SlotPool::new(memory.slot_area(), slot_pages, page_size() as u64);
+        Arc::new(Self {
+            memory,
+            may_wait: store.capabilities().fetch != FetchKind::Ready,
+            store,
+            gate: RwLock::new(directory),
+            mover: Mutex::new(()),
+            names: Mutex::new(names),
+            pool,
+            parked: Mutex::new(Vec::new()),
+            has_parked: AtomicBool::new(false),
+            unread: AtomicBool::new(false),
+            shares,
+            lineage,
+            next_region: AtomicU32::new(0),
+            key_bases: RwLock::new(HashMap::new()),
+            counts: Counts::default(),
+            broken_promise: AtomicBool::new(false),
+            troubles: Troubles::default(),
+            kick: OnceLock::new(),
+        })
+    }
+
+    /// How its memory is reached.
+    pub fn memory(&self) -> &Arc<dyn Memory> {
+        &self.memory
+    }
+
+    /// Where its pages go.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Whether the store may answer later rather than at once.
+    pub fn may_wait(&self) -> bool {
+        self.may_wait
+    }
+
+    /// How often each transition was taken.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    /// Whether a range was unmapped while a move order covered it, which the receiver of such orders promised not to do.
+    pub fn broke_promise(&self) -> bool {
+        self.broken_promise.load(Ordering::Relaxed)
+    }
+
+    /// The gate, shared: hold it from a decision to the record of its outcome.
+    pub fn shared(&self) -> RwLockReadGuard<'_, Directory> {
+        self.gate.read()
+    }
+
+    /// Puts a range into care as one region. It isn't registered before something of it moves out.
+    ///
+    /// # Errors
+    /// [`MemoryError::Refused`] if part of it is in care already, [`MemoryError::Gone`] if the address space is closed.
+    pub fn manage(&self, span: Span) -> Result<Arc<Region>, MemoryError> {
+        let mut directory = self.gate.write();
+        if directory.is_closed() {
+            return Err(MemoryError::Gone);
+        }
+        if directory.overlaps(span) {
+            return Err(MemoryError::Refused {
+                doing: "taking into care",
+                span,
+                reason: "part of it is in care already".into(),
+            });
+        }
+        let id = RegionId(self.next_region.fetch_add(1, Ordering::Relaxed));
+        let pages = pages_in(span.len());
+        let shard = Shard::new(id, pages, page_size() as u64, span.start(), self.counts.clone());
+        let region = Region::new(shard);
+        self.key_bases.write().insert(id, span.start() / page_size() as u64);
+        directory.insert(&Part {
+            region: Arc::clone(&region),
+            piece: Piece { first: PageIndex(0), pages, addr: span.start() },
+        });
+        Ok(region)
+    }
+
+    /// The identity the bytes of a page are stored under.
+    pub(crate) fn key(&self, region: RegionId, page: PageIndex, generation: Generation) -> PageKey {
+        let base = self.key_bases.read().get(&region).copied().unwrap_or(0);
+        PageKey { owner: self.lineage.owner, page: base + u64::from(page.0), generation: generation.get() }
+    }
+
+    pub(crate) fn next_generation(&self) -> Generation {
+        Generation::from_count(self.lineage.generation.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Gives up claims that ended. Called without a region's lock.
+    pub(crate) fn release(&self, lost: &mut Lost) {
+        if lost.is_empty() {
+            return;
+        }
+        if !lost.slots.is_empty() {
+            let mut names = self.names.lock();
+            for page in &lost.slots {
+                names.leave(*page);
+            }
+        }
+        for (handle, shared) in &lost.handles {
+            self.free(*handle, *shared);
+        }
+        lost.clear();
+    }
+
+    /// Gives a handle back unless a relative still uses it.
+    pub(crate) fn free(&self, handle: Handle, shared: bool) {
+        if !shared || self.shares.last(handle) {
+            self.store.free(&[handle]);
+        }
+    }
+
+    // ---- messages ----
+
+    /// Reads what the kernel has to say and applies its events, the gate held exclusively. The faults are left in
+    /// `batch` to be served, and forked children are returned to be taken into care.
+    ///
+    /// Doesn't wait longer than `patience` for the gate: a move order may hold it for as long as its process is
+    /// stopped, and other address spaces need this thread. `None` then; [`has_unread`](Self::has_unread) says so to the mover.
+    ///
+    /// # Errors
+    /// [`MemoryError::Gone`] when nothing will ever be read again.
+    pub fn take_messages(
+        &self,
+        batch: &mut Batch,
+        patience: Duration,
+    ) -> Result<Option<Vec<Arc<Self>>>, MemoryError> {
+        batch.clear();
+        let Some(mut directory) = self.gate.try_write_for(patience) else {
+            self.unread.store(true, Ordering::Release);
+            return Ok(None);
+        };
+        self.unread.store(false, Ordering::Release);
+        self.memory.read(batch)?;
+        let mut children = Vec::new();
+        if !batch.events.is_empty() {
+            let mut lost = Lost::default();
+            for event in batch.events.drain(..) {
+                self.apply(event, &mut directory, &mut lost, &mut children);
+                directory.bump_epoch();
+            }
+            self.memory.applied();
+            drop(directory);
+            self.release(&mut lost);
+            self.unpark(batch);
+        } else {
+            self.memory.applied();
+        }
+        Ok(Some(children))
+    }
+
+    /// Whether messages were left unread because the gate was held; whoever held it reads them next.
+    pub fn has_unread(&self) -> bool {
+        self.unread.load(Ordering::Acquire)
+    }
+
+    /// Applies one event to the books.
+    fn apply(
+        &self,
+        event: Event,
+        directory: &mut Directory,
+        lost: &mut Lost,
+        children: &mut Vec<Arc<Self>>,
+    ) {
+        match event {
+            Event::Remove(span) => {
+                for part in directory.parts(span) {
+                    part.region.lock().remove(part.piece.first, part.piece.pages, lost);
+                }
+            }
+            Event::Unmap(span) => {
+                for part in directory.take(span) {
+                    let (_, moving) = part.region.lock().unmap(part.piece.first, part.piece.pages, lost);
+                    if moving {
+                        self.broken_promise.store(true, Ordering::Relaxed);
+                    }
+                }
+                // Threads that waited there would sleep for ever: nothing will be installed for them.
+                self.wake(span);
+            }
+            Event::Remap { from, to, len } => self.apply_remap(from, to, len, directory, lost),
+            Event::Fork(memory) => children.push(self.fork(memory, directory)),
+        }
+    }
+
+    /// Either a move we ordered arrived in its slot, or the program moved a mapping.
+    fn apply_remap(&self, from: u64, to: u64, len: u64, directory: &mut Directory, lost: &mut Lost) {
+        let ordered = self.names.lock().filling_at(to);
+        if let Some((_, standing)) = ordered {
+            let generation = || self.next_generation();
+            standing.region.lock().moved(standing.first, standing.pages, generation, lost);
+            standing.slot.settle(Phase::Ready);
+            return;
+        }
+        let (Ok(source), Ok(target)) = (Span::new(from, len), Span::new(to, len)) else { return };
+        // What was there before went away with an UNMAP event of its own, unless it was never registered.
+        for part in directory.take(target) {
+            part.region.lock().unmap(part.piece.first, part.piece.pages, lost);
+        }
+        for mut part in directory.take(source) {
+            part.piece.addr = to + (part.piece.addr - from);
+            part.region.lock().remap(part.piece.first, part.piece.pages, part.piece.addr);
+            directory.insert(&part);
+        }
+        // Who waited at the old address must fault again, there or nowhere.
+        self.wake(source);
+    }
+
+    /// The child of this address space: the same regions at the same addresses, the same objects.
+    fn fork(&self, memory: Arc<dyn Memory>, directory: &Directory) -> Arc<Self> {
+        let mut child = Directory::default();
+        let mut regions: HashMap<*const Region, Arc<Region>> = HashMap::new();
+        let mut imported: HashMap<SlotId, SlotId> = HashMap::new();
+        let counts = Counts::default();
+        let parents = self.names.lock();
+        let mut names = SlotNames::default();
+        for part in directory.all() {
+            let region = regions
+                .entry(Arc::as_ptr(&part.region))
+                .or_insert_with(|| {
+                    let mut shard = part.region.lock();
+                    let forked = shard.fork(
+                        counts.clone(),
+                        |handle| self.shares.add(handle),
+                        |at| import(at, &parents, &mut names, &mut imported),
+                    );
+                    Region::new(forked)
+                })
+                .clone();
+            child.insert(&Part { region, piece: part.piece });
+        }
+        // The names were given before the child's regions existed.
+        for id in imported.values() {
+            if let Some(standing) = names.get_mut(*id)
+                && let Some(region) = regions.get(&Arc::as_ptr(&standing.region))
+            {
+                standing.region = Arc::clone(region);
+            }
+        }
+        drop(parents);
+        let space = Self::build(
+            memory,
+            Arc::clone(&self.store),
+            Arc::clone(&self.shares),
+            Arc::clone(&self.lineage),
+            self.pool.slot_pages(),
+            child,
+            names,
+        );
+        space.next_region.store(self.next_region.load(Ordering::Relaxed), Ordering::Relaxed);
+        space.key_bases.write().clone_from(&self.key_bases.read());
+        space.counts.add(&counts);
+        space
+    }
+
+    fn wake(&self, span: Span) {
+        self.counts.hit(Transition::Woken);
+        self.memory.wake(span);
+    }
+
+    // ---- parked faults ----
+
+    /// Lays a fault aside until something changes: an event is applied, a move recorded, or a moment passed.
+    pub(crate) fn park(&self, fault: Fault) {
+        let mut parked = self.parked.lock();
+        if !parked.iter().any(|other| other.addr == fault.addr) {
+            parked.push(fault);
+        }
+        self.has_parked.store(true, Ordering::Release);
+    }
+
+    /// Whether faults are parked: the loop should come back soon.
+    pub fn has_parked(&self) -> bool {
+        self.has_parked.load(Ordering::Acquire)
+    }
+
+    /// Takes the parked faults up again, to be decided anew.
+    pub fn unpark(&self, batch: &mut Batch) {
+        if self.has_parked() {
+            let mut parked = self.parked.lock();
+            self.has_parked.store(false, Ordering::Release);
+            for fault in parked.drain(..) {
+                self.counts.hit(Transition::Retried);
+                batch.faults.push(fault);
+            }
+        }
+    }
+
+    /// Says how to get a handler to look here; once.
+    pub fn set_kick(&self, kick: Box<dyn Fn() + Send + Sync>) {
+        let _ = self.kick.set(kick);
+    }
+
+    /// Gets a handler to look here soon. Without handlers (in a simulation) nothing happens.
+    pub(crate) fn kick(&self) {
+        if let Some(kick) = self.kick.get() {
+            kick();
+        }
+    }
+
+    // ---- troubles ----
+
+    /// A store could not give a page.
+    pub(crate) fn note_store_error(&self, key: PageKey, error: &StoreError) {
+        self.troubles.store_errors.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(%key, %error, "a page could not be fetched");
+    }
+
+    /// A page is lost.
+    pub(crate) fn note_poison(&self, fault: Fault) {
+        self.troubles.poisoned.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(addr = format_args!("{:#x}", fault.addr), thread = fault.thread, "page poisoned: its bytes are lost");
+    }
+
+    /// Fetches that failed, and pages that were poisoned for it.
+    pub fn troubles(&self) -> (u64, u64) {
+        (self.troubles.store_errors.load(Ordering::Relaxed), self.troubles.poisoned.load(Ordering::Relaxed))
+    }
+
+    // ---- the end ----
+
+    /// Gives everything up: the address space is gone, or all of it was brought back.
+    pub fn close(&self) {
+        let mut lost = Lost::default();
+        let mut directory = self.gate.write();
+        directory.close();
+        let parts = directory.take_all();
+        for part in parts {
+            part.region.lock().clear(&mut lost);
+        }
+        drop(directory);
+        self.parked.lock().clear();
+        self.release(&mut lost);
+    }
+
+    /// What is where, in pages.
+    pub fn usage(&self) -> Usage {
+        let mut usage = Usage::default();
+        let directory = self.shared();
+        for part in directory.all() {
+            usage.managed += u64::from(part.piece.pages);
+        }
+        let mut seen = std::collections::HashSet::new();
+        for part in directory.all() {
+            if seen.insert(Arc::as_ptr(&part.region)) {
+                usage.out += u64::from(part.region.lock().out());
+            }
+        }
+        drop(directory);
+        usage.standby = self.names.lock().standing();
+        usage
+    }
+
+    pub(crate) fn live_parts(&self, span: Span) -> Vec<Part> {
+        self.shared().parts(span)
+    }
+
+    /// Where the parts of all regions are.
+    pub fn parts(&self) -> Vec<Part> {
+        self.shared().all()
+    }
+}
+
+/// What is where in one address space, in pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Usage {
+    /// In care.
+    pub managed: u64,
+    /// Out: standing in slots, stored, or on the way back.
+    pub out: u64,
+    /// Of those, standing in slots.
+    pub standby: u64,
+}
+
+/// A child's name for a slot its parent's pages stand in.
+fn import(
+    at: SlotPage,
+    parents: &SlotNames,
+    names: &mut SlotNames,
+    imported: &mut HashMap<SlotId, SlotId>,
+) -> SlotPage {
+    let id = *imported.entry(at.slot).or_insert_with(|| match parents.get(at.slot) {
+        Some(standing) => names.name(Standing { count: 0, ..standing.clone() }),
+        None => SlotId(u32::MAX),
+    });
+    if let Some(standing) = names.get_mut(id) {
+        standing.count += 1;
+    }
+    SlotPage { slot: id, offset: at.offset }
+}
+
+/// Bytes of everything out.
+impl Usage {
+    /// Bytes in care that are not in memory.
+    pub fn out_bytes(&self) -> u64 {
+        u32::try_from(self.out).map_or(u64::MAX, bytes_of)
+    }
+}
+

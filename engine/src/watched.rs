@@ -1,0 +1,198 @@
+//! Memory behind a real userfaultfd: what is the same however the pages themselves are reached.
+
+use crate::memory::{Batch, Event, Fault, Memory, MemoryError, Moved, Order};
+use crate::ring::{RING_MESSAGES, Ring};
+use parking_lot::Mutex;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use userswap_uffd::{CopyMode, Error, Message, Outcome, ReadError, RegisterMode, Span, Uffd};
+
+/// How the pages of an address space are reached beyond what its userfaultfd can do.
+///
+/// # Safety
+/// Whoever implements this vouches that ranges the engine registers belong to memory whose contents may go away and come
+/// back behind its users' backs: another process's, or memory that is accessed only by means made for it.
+pub unsafe trait Reach: Send + Sync + Sized + 'static {
+    /// As [`Memory::resident`].
+    ///
+    /// # Errors
+    /// When the page table can't be read.
+    fn resident(&self, span: Span, present: &mut Vec<bool>) -> Result<(), MemoryError>;
+
+    /// As [`Memory::slot_area`].
+    fn slot_area(&self) -> Option<Span>;
+
+    /// As [`Memory::move_out`].
+    ///
+    /// # Errors
+    /// When the order can't be given.
+    fn move_out(&self, uffd: &Uffd, order: Order) -> Result<Moved, MemoryError>;
+
+    /// As [`Memory::read_slot`].
+    ///
+    /// # Errors
+    /// When the bytes can't be read any more.
+    fn read_slot(&self, addr: u64, out: &mut [u8]) -> Result<(), MemoryError>;
+
+    /// As [`Memory::empty_slots`].
+    ///
+    /// # Errors
+    /// When the slots can't be used again.
+    fn empty_slots(&self, slots: &[Span]) -> Result<(), MemoryError>;
+
+    /// The reach into a forked child, whose pages can be brought back but not moved out by these means.
+    fn child(&self) -> Self;
+
+    /// Readable once the process has exited, if that can be told.
+    fn exit(&self) -> Option<BorrowedFd<'_>>;
+}
+
+/// An address space watched through its userfaultfd.
+pub struct Watched<R> {
+    uffd: Uffd,
+    ring: Mutex<Ring>,
+    reach: R,
+}
+
+impl<R: Reach> Watched<R> {
+    /// Watches `uffd`, whose handshake is made.
+    ///
+    /// # Errors
+    /// When there is no memory for the ring.
+    pub fn new(uffd: Uffd, reach: R) -> io::Result<Self> {
+        Ok(Self { uffd, ring: Mutex::new(Ring::new()?), reach })
+    }
+
+    /// The userfaultfd.
+    pub fn uffd(&self) -> &Uffd {
+        &self.uffd
+    }
+
+    /// How its pages are reached.
+    pub fn reach(&self) -> &R {
+        &self.reach
+    }
+
+    fn event(&self, event: userswap_uffd::Event) -> Result<Event, MemoryError> {
+        Ok(match event {
+            userswap_uffd::Event::Remap { from, to, len } => Event::Remap { from, to, len },
+            userswap_uffd::Event::Remove(span) => Event::Remove(span),
+            userswap_uffd::Event::Unmap(span) => Event::Unmap(span),
+            userswap_uffd::Event::Fork { child } => {
+                let uffd = Uffd::from_handshaken(child, self.uffd.features()).map_err(gone)?;
+                Event::Fork(Arc::new(Self::new(uffd, self.reach.child()).map_err(|_| MemoryError::Gone)?))
+            }
+        })
+    }
+}
+
+impl<R: Reach> Memory for Watched<R> {
+    fn read(&self, batch: &mut Batch) -> Result<(), MemoryError> {
+        let mut ring = self.ring.lock();
+        let room = ring.room();
+        let count = match self.uffd.read(room) {
+            Ok(count) => count,
+            Err(ReadError::Closed) => return Err(MemoryError::Gone),
+            Err(error) => {
+                tracing::error!(%error, "messages can't be read");
+                return Err(MemoryError::Gone);
+            }
+        };
+        for raw in &room[..count] {
+            // SAFETY: needed because a fork message hands over a descriptor. The kernel just wrote these entries into our ring
+            // for this process, and each is decoded here and nowhere else: the ring is cleared before its next use.
+            match unsafe { raw.decode(self.uffd.features()) } {
+                Ok(Message::Fault(fault)) => batch.faults.push(Fault {
+                    addr: fault.addr,
+                    write: fault.write,
+                    thread: fault.thread,
+                }),
+                Ok(Message::Event(event)) => batch.events.push(self.event(event)?),
+                Err(error) => tracing::error!(%error, "a message of the kernel makes no sense"),
+            }
+        }
+        batch.more = count == RING_MESSAGES;
+        ring.filled(count);
+        Ok(())
+    }
+
+    fn applied(&self) {
+        self.ring.lock().clear();
+    }
+
+    fn copy(&self, dst: u64, bytes: &[u8]) -> Outcome {
+        self.uffd.copy(dst, bytes, CopyMode::default())
+    }
+
+    fn zero(&self, span: Span) -> Outcome {
+        self.uffd.zeropage(span, false)
+    }
+
+    fn poison(&self, span: Span) -> Outcome {
+        self.uffd.poison(span)
+    }
+
+    fn wake(&self, span: Span) {
+        if let Err(error) = self.uffd.wake(span) {
+            tracing::debug!(%error, "waking");
+        }
+    }
+
+    fn register(&self, span: Span) -> Result<(), MemoryError> {
+        // SAFETY: needed because missing pages of a registered range are filled by us and not by the kernel. That the range's
+        // contents may be filled from outside is what the implementor of `Reach` vouches for; what we fill it with is what was there.
+        unsafe { self.uffd.register(span, RegisterMode::MISSING) }
+            .map(|_| ())
+            .map_err(|error| refused("registering", span, error))
+    }
+
+    fn unregister(&self, span: Span) -> Result<(), MemoryError> {
+        self.uffd.unregister(span).map_err(|error| refused("unregistering", span, error))
+    }
+
+    fn resident(&self, span: Span, present: &mut Vec<bool>) -> Result<(), MemoryError> {
+        self.reach.resident(span, present)
+    }
+
+    fn slot_area(&self) -> Option<Span> {
+        self.reach.slot_area()
+    }
+
+    fn move_out(&self, order: Order) -> Result<Moved, MemoryError> {
+        self.reach.move_out(&self.uffd, order)
+    }
+
+    fn settle_slot(&self, slot: Span) -> Result<(), MemoryError> {
+        self.unregister(slot)
+    }
+
+    fn read_slot(&self, addr: u64, out: &mut [u8]) -> Result<(), MemoryError> {
+        self.reach.read_slot(addr, out)
+    }
+
+    fn empty_slots(&self, slots: &[Span]) -> Result<(), MemoryError> {
+        self.reach.empty_slots(slots)
+    }
+
+    fn messages(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.uffd.as_fd())
+    }
+
+    fn exit(&self) -> Option<BorrowedFd<'_>> {
+        self.reach.exit()
+    }
+}
+
+/// The crate's error for a failed call on a range.
+pub fn refused(doing: &'static str, span: Span, error: Error) -> MemoryError {
+    if error.errno() == Some(rustix::io::Errno::SRCH.raw_os_error()) {
+        MemoryError::Gone
+    } else {
+        MemoryError::Refused { doing, span, reason: error.to_string() }
+    }
+}
+
+fn gone(_: Error) -> MemoryError {
+    MemoryError::Gone
+}
