@@ -1,1 +1,15 @@
-//! Backing stores for userswap: compressed RAM and more.
+//! Backing stores for userswap, each a feature: where the pages of a program go that doesn't need them now.
+//!
+//! | feature | store | specification |
+//! |---|---|---|
+//! | `ram-lz4` (default) | compressed memory, fast, pure Rust | `ram:lz4` |
+//! | `ram-zstd` | compressed memory, dense | `ram:zstd?level=-1` |
+//!
+//! [`open`] makes a store from a specification; see [`spec`] for the grammar.
+#![deny(unsafe_code)]
+
+#[cfg(feature = "ram")]
+pub mod ram;
+pub mod spec;
+
+pub use spec::{SpecError, open};

@@ -28,6 +28,8 @@ mod error;
 mod page;
 mod stats;
 mod store;
+#[cfg(any(test, feature = "testkit"))]
+pub mod testkit;
 mod waiter;
 
 pub use capabilities::{Capabilities, Durability, FetchKind, Integrity};

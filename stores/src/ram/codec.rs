@@ -1,0 +1,148 @@
+//! Codecs, and what each thread keeps so that using them needs no allocation.
+
+use std::cell::Cell;
+
+use super::object::{Form, HEADER};
+
+/// How pages are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Codec {
+    /// lz4 blocks: fast.
+    #[cfg(feature = "ram-lz4")]
+    Lz4,
+    /// zstd frames: dense. Levels from −7 (fast) to 19; −1 is the default of `ram:zstd`.
+    #[cfg(feature = "ram-zstd")]
+    Zstd {
+        /// zstd's compression level.
+        level: i32,
+    },
+}
+
+impl Codec {
+    /// Its name in a store's specification.
+    pub fn name(self) -> &'static str {
+        match self {
+            #[cfg(feature = "ram-lz4")]
+            Self::Lz4 => "ram:lz4",
+            #[cfg(feature = "ram-zstd")]
+            Self::Zstd { .. } => "ram:zstd",
+        }
+    }
+}
+
+/// What a thread needs to make and read objects.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    /// The object being made.
+    buffer: Vec<u8>,
+    #[cfg(feature = "ram-lz4")]
+    lz4: Option<lz4_flex::block::CompressTable>,
+    #[cfg(feature = "ram-zstd")]
+    compressor: Option<(i32, zstd::bulk::Compressor<'static>)>,
+    #[cfg(feature = "ram-zstd")]
+    decompressor: Option<zstd::bulk::Decompressor<'static>>,
+}
+
+thread_local! {
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
+/// Calls `use_it` with this thread's scratch, or with a fresh one on a thread that is ending.
+pub(crate) fn with_scratch<R>(use_it: impl FnOnce(&mut Scratch) -> R) -> R {
+    let mut scratch = SCRATCH.try_with(Cell::take).unwrap_or_default();
+    let result = use_it(&mut scratch);
+    // On a thread that is ending there is nowhere to keep it.
+    let _ = SCRATCH.try_with(|kept| kept.set(scratch));
+    result
+}
+
+impl Scratch {
+    /// Lays the page out as an object with space for its header in front: compressed if that makes it smaller than 15⁄16.
+    pub(crate) fn encode(&mut self, codec: Codec, page: &[u8]) -> (Form, &mut [u8]) {
+        let limit = page.len() - page.len() / 16;
+        let room = HEADER + page.len() + page.len() / 8 + 512;
+        if self.buffer.len() < room {
+            self.buffer.resize(room, 0);
+        }
+        let compressed = match codec {
+            #[cfg(feature = "ram-lz4")]
+            Codec::Lz4 => {
+                let table = self.lz4.get_or_insert_default();
+                lz4_flex::block::compress_into_with_table(page, &mut self.buffer[HEADER..], table)
+                    .ok()
+                    .map(|len| (Form::Lz4, len))
+            }
+            #[cfg(feature = "ram-zstd")]
+            Codec::Zstd { level } => {
+                if self.compressor.as_ref().is_none_or(|(made_for, _)| *made_for != level) {
+                    self.compressor = new_compressor(level).map(|compressor| (level, compressor));
+                }
+                // Output beyond the limit isn't wanted, and zstd stops early if there is no room for it.
+                let room = &mut self.buffer[HEADER..HEADER + limit];
+                self.compressor
+                    .as_mut()
+                    .and_then(|(_, compressor)| compressor.compress_to_buffer(page, room).ok())
+                    .map(|len| (Form::Zstd, len))
+            }
+        };
+        let (form, len) = match compressed {
+            Some((form, len)) if len < limit => (form, len),
+            _ => {
+                self.buffer[HEADER..HEADER + page.len()].copy_from_slice(page);
+                (Form::Raw, page.len())
+            }
+        };
+        (form, &mut self.buffer[..HEADER + len])
+    }
+
+    /// An object whose payload is these bytes.
+    pub(crate) fn plain(&mut self, payload: &[u8]) -> &mut [u8] {
+        if self.buffer.len() < HEADER + payload.len() {
+            self.buffer.resize(HEADER + payload.len(), 0);
+        }
+        self.buffer[HEADER..HEADER + payload.len()].copy_from_slice(payload);
+        &mut self.buffer[..HEADER + payload.len()]
+    }
+
+    /// Decompresses into `page`, which is filled exactly; otherwise says what is wrong.
+    pub(crate) fn decode(&mut self, form: Form, payload: &[u8], page: &mut [u8]) -> Result<(), &'static str> {
+        let decoded = match form {
+            Form::Raw if payload.len() == page.len() => {
+                page.copy_from_slice(payload);
+                Some(payload.len())
+            }
+            Form::Filled => {
+                let word = u64::from_le_bytes(payload.try_into().map_err(|_| "length of a repeated word")?);
+                super::filled::fill(page, word);
+                Some(page.len())
+            }
+            #[cfg(feature = "ram-lz4")]
+            Form::Lz4 => lz4_flex::block::decompress_into(payload, page).ok(),
+            #[cfg(feature = "ram-zstd")]
+            Form::Zstd => {
+                if self.decompressor.is_none() {
+                    self.decompressor = zstd::bulk::Decompressor::new().ok();
+                }
+                self.decompressor
+                    .as_mut()
+                    .and_then(|context| context.decompress_to_buffer(payload, page).ok())
+            }
+            _ => None,
+        };
+        match decoded {
+            Some(len) if len == page.len() => Ok(()),
+            Some(_) => Err("decompressed length"),
+            None => Err("compressed data"),
+        }
+    }
+}
+
+#[cfg(feature = "ram-zstd")]
+fn new_compressor(level: i32) -> Option<zstd::bulk::Compressor<'static>> {
+    let mut compressor = zstd::bulk::Compressor::new(level).ok()?;
+    // The object knows both; saying them again would cost bytes a page.
+    compressor.set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(false)).ok()?;
+    compressor.set_parameter(zstd::zstd_safe::CParameter::ContentSizeFlag(false)).ok()?;
+    Some(compressor)
+}

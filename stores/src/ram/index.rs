@@ -1,0 +1,301 @@
+//! The index: from handles to slots.
+//!
+//! Handles name an entry of this table, and the entry names the slot, so that objects can be moved: eight bytes a page buy a pool that
+//! can be packed after pages have left it in any order. (Handles that name slots directly would save them, and cost up to half
+//! of the pool after a program shrank.)
+//!
+//! ```text
+//! 63 | 62         48 | 47       32 | 31          5 | 4     0
+//! 0  | tag (15)      | 0           | entry (27)    | shard        an object
+//! 1  | key's hash (31)             | repeated word (32)           a same-filled page, which has no entry
+//! ```
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam::utils::CachePadded;
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use userswap_store::{Handle, PageKey};
+
+use super::arena::{Slot, TAG_LIMIT};
+use super::object::Form;
+use super::pool::{Held, NoRoom};
+
+const SHARDS: usize = 32;
+const SHARD_BITS: u32 = SHARDS.trailing_zeros();
+const ENTRIES: usize = 256;
+const FILLED: u64 = 1 << 63;
+
+/// The table, in shards with a lock each. A fetch reads an object under its shard's lock, shared; the exclusive lock is held for a
+/// few instructions, or while one object is moved.
+pub(crate) struct Index {
+    shards: Box<[CachePadded<Cell>]>,
+}
+
+struct Cell {
+    shard: RwLock<Shard>,
+    fetches: AtomicU64,
+}
+
+#[derive(Default)]
+pub(crate) struct Shard {
+    chunks: Vec<Option<Box<Chunk>>>,
+    /// A bit a chunk, set if it has room or isn't there.
+    open: Vec<u64>,
+    tag: u16,
+    counts: Counts,
+}
+
+struct Chunk {
+    slots: [Option<Slot>; ENTRIES],
+    used: [u64; ENTRIES / 64],
+}
+
+/// What a shard's entries amount to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) pages: u64,
+    pub(crate) stored_bytes: u64,
+    pub(crate) raw: u64,
+    pub(crate) filled: u64,
+    pub(crate) puts: u64,
+    pub(crate) frees: u64,
+    pub(crate) fetches: u64,
+}
+
+/// What a handle's value says.
+pub(crate) enum Named {
+    /// An object, by its entry.
+    Entry(EntryId),
+    /// The page repeats this word; `hash` is the key's.
+    Filled { word: u32, hash: u32 },
+}
+
+/// An entry and the tag it must have.
+#[derive(Clone, Copy)]
+pub(crate) struct EntryId {
+    shard: usize,
+    entry: usize,
+    tag: u16,
+}
+
+impl Index {
+    pub(crate) fn new() -> Self {
+        let cell = || Cell { shard: RwLock::default(), fetches: AtomicU64::new(0) };
+        Self { shards: (0..SHARDS).map(|_| CachePadded::new(cell())).collect() }
+    }
+
+    /// Bytes the index itself takes, without chunks.
+    pub(crate) fn overhead(&self) -> usize {
+        size_of_val(&*self.shards)
+    }
+
+    /// Makes an entry for an object of `len` bytes. On `Err` the slot comes back.
+    pub(crate) fn insert(
+        &self,
+        key: PageKey,
+        slot: Slot,
+        form: Form,
+        len: usize,
+        held: &Held,
+    ) -> Result<Handle, (Slot, NoRoom)> {
+        let shard_number = hash(key) as usize % SHARDS;
+        let mut shard = self.shards[shard_number].shard.write();
+        shard.insert(shard_number, slot, form, len, held)
+    }
+
+    /// The shard an entry is in, for reading. Counts a fetch.
+    pub(crate) fn read(&self, id: EntryId) -> Option<RwLockReadGuard<'_, Shard>> {
+        let cell = self.shards.get(id.shard)?;
+        cell.fetches.fetch_add(1, Ordering::Relaxed);
+        Some(cell.shard.read())
+    }
+
+    /// The shard an entry is in, for writing.
+    pub(crate) fn write(&self, id: EntryId) -> Option<RwLockWriteGuard<'_, Shard>> {
+        Some(self.shards.get(id.shard)?.shard.write())
+    }
+
+    /// Shard by shard and chunk by chunk, for background work. `None` past the end.
+    pub(crate) fn chunk(&self, cursor: Cursor) -> Option<(RwLockWriteGuard<'_, Shard>, usize)> {
+        Some((self.shards.get(cursor.shard)?.shard.write(), cursor.chunk))
+    }
+
+    /// The sums over all shards.
+    pub(crate) fn counts(&self) -> Counts {
+        let mut sum = Counts::default();
+        for cell in &self.shards {
+            let counts = cell.shard.read().counts;
+            sum.pages += counts.pages;
+            sum.stored_bytes += counts.stored_bytes;
+            sum.raw += counts.raw;
+            sum.filled += counts.filled;
+            sum.puts += counts.puts;
+            sum.frees += counts.frees;
+            sum.fetches += cell.fetches.load(Ordering::Relaxed);
+        }
+        sum
+    }
+
+    /// Lets go of chunks without entries.
+    pub(crate) fn trim(&self, held: &Held) {
+        for cell in &self.shards {
+            let mut shard = cell.shard.write();
+            for chunk in &mut shard.chunks {
+                if chunk.as_ref().is_some_and(|chunk| chunk.used == [0; ENTRIES / 64]) {
+                    *chunk = None;
+                    held.release(size_of::<Chunk>() as u64);
+                }
+            }
+        }
+    }
+}
+
+/// Where background work is in the index.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Cursor {
+    shard: usize,
+    chunk: usize,
+}
+
+impl Cursor {
+    pub(crate) fn next_chunk(self) -> Self {
+        Self { chunk: self.chunk + 1, ..self }
+    }
+
+    pub(crate) fn next_shard(self) -> Self {
+        Self { shard: self.shard + 1, chunk: 0 }
+    }
+}
+
+impl Shard {
+    fn insert(
+        &mut self,
+        shard_number: usize,
+        slot: Slot,
+        form: Form,
+        len: usize,
+        held: &Held,
+    ) -> Result<Handle, (Slot, NoRoom)> {
+        let at = match self.open.iter().position(|word| *word != 0) {
+            Some(word) => word * 64 + self.open[word].trailing_zeros() as usize,
+            None => self.chunks.len(),
+        };
+        if at >= self.chunks.len() {
+            self.chunks.push(None);
+            self.open.resize(self.chunks.len().div_ceil(64), 0);
+        }
+        self.tag = if self.tag + 1 == TAG_LIMIT { 1 } else { self.tag + 1 };
+        let tag = self.tag;
+        let chunk = match &mut self.chunks[at] {
+            Some(chunk) => chunk,
+            empty => {
+                if let Err(error) = held.reserve(size_of::<Chunk>() as u64) {
+                    self.open[at / 64] |= 1 << (at % 64);
+                    return Err((slot, error));
+                }
+                empty.insert(Box::new(Chunk { slots: [const { None }; ENTRIES], used: [0; ENTRIES / 64] }))
+            }
+        };
+        let (within, full) = chunk.insert(slot.tagged(tag));
+        let bit = 1 << (at % 64);
+        if full {
+            self.open[at / 64] &= !bit;
+        } else {
+            self.open[at / 64] |= bit;
+        }
+        self.counts.pages += 1;
+        self.counts.puts += 1;
+        self.counts.stored_bytes += len as u64;
+        self.counts.raw += u64::from(form == Form::Raw);
+        self.counts.filled += u64::from(form == Form::Filled);
+        let entry = (at * ENTRIES + within) as u64;
+        let raw = u64::from(tag) << 48 | entry << SHARD_BITS | shard_number as u64;
+        Ok(Handle::from_raw(raw).unwrap_or(Handle::MIN))
+    }
+
+    /// The slot of an entry, if its tag is right.
+    pub(crate) fn slot(&self, id: EntryId) -> Option<&Slot> {
+        let chunk = self.chunks.get(id.entry / ENTRIES)?.as_ref()?;
+        chunk.slots[id.entry % ENTRIES].as_ref().filter(|slot| slot.tag() == id.tag)
+    }
+
+    /// The slot of an entry, to be written to.
+    pub(crate) fn slot_mut(&mut self, id: EntryId) -> Option<&mut Slot> {
+        let chunk = self.chunks.get_mut(id.entry / ENTRIES)?.as_mut()?;
+        chunk.slots[id.entry % ENTRIES].as_mut().filter(|slot| slot.tag() == id.tag)
+    }
+
+    /// Ends an entry whose object has `len` bytes. `undo` takes back a put instead of counting a free.
+    pub(crate) fn remove(&mut self, id: EntryId, form: Option<Form>, len: usize, undo: bool) -> Option<Slot> {
+        self.slot(id)?;
+        let at = id.entry / ENTRIES;
+        let slot = self.chunks.get_mut(at)?.as_mut()?.remove(id.entry % ENTRIES)?;
+        self.open[at / 64] |= 1 << (at % 64);
+        self.counts.pages -= 1;
+        self.counts.stored_bytes = self.counts.stored_bytes.saturating_sub(len as u64);
+        self.counts.raw = self.counts.raw.saturating_sub(u64::from(form == Some(Form::Raw)));
+        self.counts.filled = self.counts.filled.saturating_sub(u64::from(form == Some(Form::Filled)));
+        if undo {
+            self.counts.puts -= 1;
+        } else {
+            self.counts.frees += 1;
+        }
+        Some(slot)
+    }
+
+    /// The slots of a chunk; `None` past the last one.
+    pub(crate) fn slots_mut(&mut self, chunk: usize) -> Option<impl Iterator<Item = &mut Slot>> {
+        let slots = self.chunks.get_mut(chunk)?.as_mut().map(|chunk| chunk.slots.iter_mut());
+        Some(slots.into_iter().flatten().filter_map(Option::as_mut))
+    }
+}
+
+impl Chunk {
+    /// Puts a slot into the lowest empty entry; the entry, and whether the chunk is full now.
+    fn insert(&mut self, slot: Slot) -> (usize, bool) {
+        let word = self.used.iter().position(|word| *word != u64::MAX).unwrap_or(0);
+        let within = word * 64 + (self.used[word].trailing_ones() as usize).min(63);
+        self.used[word] |= 1 << (within % 64);
+        self.slots[within] = Some(slot);
+        (within, self.used == [u64::MAX; ENTRIES / 64])
+    }
+
+    fn remove(&mut self, within: usize) -> Option<Slot> {
+        self.used[within / 64] &= !(1 << (within % 64));
+        self.slots[within].take()
+    }
+}
+
+/// The handle of a page that repeats `word`.
+pub(crate) fn filled_handle(key: PageKey, word: u32) -> Handle {
+    let raw = FILLED | u64::from(hash(key) >> 1) << 32 | u64::from(word);
+    Handle::from_raw(raw).unwrap_or(Handle::MIN)
+}
+
+/// The key's hash does belong to a filled handle.
+pub(crate) fn filled_is_of(key: PageKey, hash_part: u32) -> bool {
+    hash(key) >> 1 == hash_part
+}
+
+/// Takes a handle apart; `None` if no index makes such handles.
+#[allow(clippy::cast_possible_truncation, reason = "fields of fewer bits")]
+pub(crate) fn named(handle: Handle) -> Option<Named> {
+    let raw = handle.into_raw();
+    if raw & FILLED != 0 {
+        return Some(Named::Filled { word: raw as u32, hash: (raw >> 32) as u32 & (u32::MAX >> 1) });
+    }
+    let (tag, entry) = ((raw >> 48) as u16, raw & (u64::MAX >> 16));
+    if entry >> 32 != 0 {
+        return None;
+    }
+    Some(Named::Entry(EntryId { shard: entry as usize % SHARDS, entry: (entry >> SHARD_BITS) as usize, tag }))
+}
+
+/// Thirty-two bits of a key.
+#[allow(clippy::cast_possible_truncation, reason = "a hash")]
+fn hash(key: PageKey) -> u32 {
+    let mixed = key.owner.0.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+        ^ key.page.wrapping_mul(0xd6e8_feb8_6659_fd93)
+        ^ u64::from(key.generation).wrapping_mul(0xa076_1d64_78bd_642f);
+    (mixed ^ mixed >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_right(32) as u32
+}

@@ -1,0 +1,367 @@
+//! The pool: slots by class, memory by need.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam::utils::CachePadded;
+use parking_lot::Mutex;
+
+use super::arena::{Arena, Slab, Slot};
+use super::classes::{ClassId, Classes};
+use super::object;
+
+/// What a store holds from the operating system, against what it may.
+pub(crate) struct Held {
+    bytes: AtomicU64,
+    capacity: u64,
+}
+
+impl Held {
+    pub(crate) fn new(capacity: Option<u64>) -> Self {
+        Self { bytes: AtomicU64::new(0), capacity: capacity.unwrap_or(u64::MAX) }
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Counts `more` in, if it fits.
+    pub(crate) fn reserve(&self, more: u64) -> Result<(), NoRoom> {
+        let fits = |held: u64| held.checked_add(more).filter(|sum| *sum <= self.capacity);
+        match self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
+            Ok(_) => Ok(()),
+            Err(held) => {
+                let available = self.capacity.saturating_sub(held);
+                Err(NoRoom::Capacity { needed: more, available, capacity: self.capacity })
+            }
+        }
+    }
+
+    /// Counts `more` in without asking.
+    pub(crate) fn add(&self, more: u64) {
+        self.bytes.fetch_add(more, Ordering::Relaxed);
+    }
+
+    pub(crate) fn release(&self, less: u64) {
+        self.bytes.fetch_sub(less, Ordering::Relaxed);
+    }
+}
+
+/// Why there is no slot.
+#[derive(Debug)]
+pub(crate) enum NoRoom {
+    Capacity { needed: u64, available: u64, capacity: u64 },
+    Arena(io::Error),
+}
+
+/// The arena's slots by class. A class's lock is held for bookkeeping only: bytes are written and read outside it.
+pub(crate) struct Pool {
+    arena: Arena,
+    classes: Classes,
+    shelves: Box<[CachePadded<Mutex<Shelf>>]>,
+    spare: Mutex<Spare>,
+}
+
+/// The slabs of one class, by place. Slots are taken lowest first, so that what is free gathers at the end.
+#[derive(Default)]
+struct Shelf {
+    slabs: Vec<Slab>,
+    /// A bit a slab, set if it has a free slot.
+    open: Vec<u64>,
+}
+
+/// Slabs of no class.
+struct Spare {
+    /// Those that were used, with the frames that still have memory.
+    used: Vec<(u32, u64)>,
+    /// The first that never was.
+    fresh: u32,
+}
+
+/// So many empty slabs keep their memory until `maintain`, so that a put right after a free doesn't pay for it again.
+const WARM_SPARES: usize = 2;
+
+impl Pool {
+    pub(crate) fn new(arena: Arena, page_size: usize) -> Self {
+        let classes = Classes::new(page_size + object::HEADER, arena.slab_len());
+        let shelves = (0..classes.count()).map(|_| CachePadded::default()).collect();
+        Self { arena, classes, shelves, spare: Mutex::new(Spare { used: Vec::new(), fresh: 0 }) }
+    }
+
+    pub(crate) fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    /// Bytes the pool itself takes, without slabs.
+    pub(crate) fn overhead(&self) -> usize {
+        size_of_val(&*self.shelves) + self.classes.count() * size_of::<usize>()
+    }
+
+    pub(crate) fn bytes<'a>(&'a self, slot: &'a Slot) -> &'a [u8] {
+        self.arena.bytes(slot)
+    }
+
+    pub(crate) fn bytes_mut<'a>(&'a self, slot: &'a mut Slot) -> &'a mut [u8] {
+        self.arena.bytes_mut(slot)
+    }
+
+    /// A slot of at least `bytes`.
+    pub(crate) fn take(&self, bytes: usize, held: &Held) -> Result<Slot, NoRoom> {
+        let class =
+            self.classes.for_size(bytes).ok_or_else(|| NoRoom::Arena(io::ErrorKind::InvalidInput.into()))?;
+        let shelf = self.shelf(class).ok_or_else(|| NoRoom::Arena(io::ErrorKind::InvalidInput.into()))?;
+        let (slot, slab_start, new) = {
+            let mut shelf = shelf.lock();
+            let position = match shelf.first_open() {
+                Some(position) => position,
+                None => {
+                    let slab = self.open_slab(class, held)?;
+                    shelf.insert(slab)
+                }
+            };
+            // Once a class has several slabs it will need the next frames as well: have them in one call.
+            let ahead = (2 * shelf.slabs.len()).min(16) - 1;
+            let (slot, slab_start, new) = self.take_from(&mut shelf.slabs[position], ahead, held)?;
+            shelf.note(position);
+            (slot, slab_start, new)
+        };
+        if new.count_ones() > 1 {
+            self.arena.populate(slab_start, new);
+        }
+        Ok(slot)
+    }
+
+    /// Takes a slab's lowest free slot with the frames it needs, and up to `ahead` frames more if there is room for them.
+    fn take_from(&self, slab: &mut Slab, ahead: usize, held: &Held) -> Result<(Slot, usize, u64), NoRoom> {
+        let missing = || NoRoom::Arena(io::Error::other("a slab without the free slot it was said to have"));
+        let number = slab.lowest_free().ok_or_else(missing)?;
+        let resident = slab.resident();
+        let needed = slab.frames_of(number) & !resident;
+        let mut new = 0;
+        if needed != 0 {
+            let frame = self.arena.frame() as u64;
+            let next = needed.checked_shl(1).unwrap_or(0);
+            let more = (0..ahead).fold(needed, |frames, _| frames | frames << 1 | next) & !resident;
+            new = more;
+            if held.reserve(u64::from(more.count_ones()) * frame).is_err() {
+                held.reserve(u64::from(needed.count_ones()) * frame)?;
+                new = needed;
+            }
+        }
+        let slot = slab.take(number).ok_or_else(missing)?;
+        slab.set_resident(resident | new);
+        Ok((slot, slab.start(), new))
+    }
+
+    /// Takes a slot back.
+    pub(crate) fn give(&self, slot: Slot, held: &Held) {
+        let Some(shelf) = self.classes.for_size(slot.len()).and_then(|class| self.shelf(class)) else {
+            return;
+        };
+        let mut shelf = shelf.lock();
+        let Some(position) = shelf.position(&slot) else { return };
+        let slab = &mut shelf.slabs[position];
+        slab.give(slot);
+        if slab.used() == 0 && shelf.slabs.len() > 1 {
+            let slab = shelf.remove(position);
+            drop(shelf);
+            self.close_slab(&slab, WARM_SPARES, held);
+        } else {
+            shelf.note(position);
+        }
+    }
+
+    /// Where the objects of each class would end if they were packed: from this byte of the arena on no slot would be taken.
+    pub(crate) fn packed_ends(&self) -> Vec<usize> {
+        let end = |(class, shelf): (usize, &CachePadded<Mutex<Shelf>>)| {
+            let slot_len = u16::try_from(class).map_or(0, |class| self.classes.slot_len(ClassId(class)));
+            let shelf = shelf.lock();
+            let mut left: usize = shelf.slabs.iter().map(|slab| slab.used() as usize).sum();
+            for slab in &shelf.slabs {
+                if left <= slab.slots() as usize {
+                    return slab.start() + left * slot_len;
+                }
+                left -= slab.slots() as usize;
+            }
+            usize::MAX
+        };
+        self.shelves.iter().enumerate().map(end).collect()
+    }
+
+    /// The class whose slots are as long as `slot`.
+    pub(crate) fn class_of(&self, slot: &Slot) -> Option<ClassId> {
+        self.classes.for_size(slot.len())
+    }
+
+    /// Gives back the memory of frames and slabs without objects; answers how many bytes.
+    pub(crate) fn trim(&self, held: &Held) -> u64 {
+        let before = held.bytes();
+        for shelf in &self.shelves {
+            let mut at = 0;
+            loop {
+                // One slab at a time, so that nobody waits for long.
+                let mut shelf = shelf.lock();
+                let Some(slab) = shelf.slabs.get_mut(at) else { break };
+                if slab.used() == 0 {
+                    let slab = shelf.remove(at);
+                    drop(shelf);
+                    self.close_slab(&slab, 0, held);
+                } else {
+                    held.release(u64::from(self.arena.trim(slab)) * self.arena.frame() as u64);
+                    at += 1;
+                }
+            }
+        }
+        let mut spare = self.spare.lock();
+        for (number, frames) in &mut spare.used {
+            self.cool(*number, frames, held);
+        }
+        before.saturating_sub(held.bytes())
+    }
+
+    /// A slab of this class, with what memory it still has.
+    fn open_slab(&self, class: ClassId, held: &Held) -> Result<Slab, NoRoom> {
+        let (number, frames) = {
+            let mut spare = self.spare.lock();
+            let fresh = spare.fresh;
+            let warm = spare.used.iter().rposition(|(_, frames)| *frames != 0);
+            match warm.or_else(|| spare.used.len().checked_sub(1)) {
+                Some(at) => spare.used.swap_remove(at),
+                None if fresh < self.arena.slabs() => {
+                    spare.fresh += 1;
+                    (fresh, 0)
+                }
+                None => {
+                    let capacity = u64::from(self.arena.slabs()) * self.arena.slab_len() as u64;
+                    return Err(NoRoom::Capacity {
+                        needed: self.arena.slab_len() as u64,
+                        available: 0,
+                        capacity,
+                    });
+                }
+            }
+        };
+        match self.arena.open_slab(number, class.0, self.classes.slot_len(class), frames, object::MARK) {
+            Ok(slab) => {
+                held.add(slab.overhead() as u64);
+                Ok(slab)
+            }
+            Err(error) => {
+                self.spare.lock().used.push((number, frames));
+                Err(NoRoom::Arena(error))
+            }
+        }
+    }
+
+    /// Makes an empty slab a spare; of these, `warm` at most keep their memory.
+    fn close_slab(&self, slab: &Slab, warm: usize, held: &Held) {
+        held.release(slab.overhead() as u64);
+        let number = u32::try_from(slab.start() / self.arena.slab_len()).unwrap_or(u32::MAX);
+        let mut frames = slab.resident();
+        let mut spare = self.spare.lock();
+        if spare.used.iter().filter(|(_, frames)| *frames != 0).count() >= warm {
+            self.cool(number, &mut frames, held);
+        }
+        spare.used.push((number, frames));
+    }
+
+    /// Gives an empty slab's memory back.
+    fn cool(&self, number: u32, frames: &mut u64, held: &Held) {
+        if self.arena.punch(number as usize * self.arena.slab_len(), *frames).is_ok() {
+            held.release(u64::from(frames.count_ones()) * self.arena.frame() as u64);
+            *frames = 0;
+        }
+    }
+
+    fn shelf(&self, class: ClassId) -> Option<&Mutex<Shelf>> {
+        self.shelves.get(usize::from(class.0)).map(|shelf| &**shelf)
+    }
+
+    /// Fills an empty pool with what a found arena holds. `live` is given each slot that
+    /// may have an object, and gives those back that haven't.
+    pub(crate) fn refill(
+        &self,
+        held: &Held,
+        mut live: impl FnMut(&Arena, Slot) -> Option<Slot>,
+    ) -> io::Result<()> {
+        let mut found = Vec::new();
+        self.arena.for_resident(|number, frames| found.push((number, frames)))?;
+        let mut spare = self.spare.lock();
+        let mut next = 0;
+        for (number, frames) in found {
+            spare.used.extend((next..number).map(|skipped| (skipped, 0)));
+            next = number + 1;
+            held.add(u64::from(frames.count_ones()) * self.arena.frame() as u64);
+            let class = self.arena.class_of(number)?.map(ClassId);
+            let Some((class, shelf)) = class.and_then(|class| Some((class, self.shelf(class)?))) else {
+                spare.used.push((number, frames));
+                continue;
+            };
+            let mut slab = self.arena.reopen_slab(number, self.classes.slot_len(class), frames);
+            let mut kept = frames;
+            for slot in 0..slab.slots() as usize {
+                // The mark is in this frame: without memory there is no object, and looking would make some.
+                if frames & slab.frame_bit(slot, object::MARK.start) != 0
+                    && let Some(taken) = slab.take(slot)
+                {
+                    match live(&self.arena, taken) {
+                        Some(unwanted) => slab.give(unwanted),
+                        None => kept |= slab.frames_of(slot),
+                    }
+                }
+            }
+            slab.set_resident(kept);
+            held.add(u64::from((kept & !frames).count_ones()) * self.arena.frame() as u64);
+            held.add(slab.overhead() as u64);
+            shelf.lock().insert(slab);
+        }
+        spare.fresh = next;
+        Ok(())
+    }
+}
+
+impl Shelf {
+    /// The lowest slab with a free slot.
+    fn first_open(&self) -> Option<usize> {
+        let word = self.open.iter().position(|word| *word != 0)?;
+        Some(word * 64 + self.open[word].trailing_zeros() as usize)
+    }
+
+    /// Brings the slab's bit up to date.
+    fn note(&mut self, position: usize) {
+        let bit = 1 << (position % 64);
+        if self.slabs[position].is_full() {
+            self.open[position / 64] &= !bit;
+        } else {
+            self.open[position / 64] |= bit;
+        }
+    }
+
+    fn position(&self, slot: &Slot) -> Option<usize> {
+        self.slabs.partition_point(|slab| slab.start() <= slot.offset()).checked_sub(1)
+    }
+
+    fn insert(&mut self, slab: Slab) -> usize {
+        let position = self.slabs.partition_point(|other| other.start() < slab.start());
+        self.slabs.insert(position, slab);
+        self.renumber(position);
+        position
+    }
+
+    fn remove(&mut self, position: usize) -> Slab {
+        let slab = self.slabs.remove(position);
+        self.renumber(position);
+        slab
+    }
+
+    /// Recomputes the bits from `position` on.
+    fn renumber(&mut self, position: usize) {
+        self.open.resize(self.slabs.len().div_ceil(64), 0);
+        if let Some(last) = self.open.last_mut()
+            && !self.slabs.len().is_multiple_of(64)
+        {
+            *last &= (1 << (self.slabs.len() % 64)) - 1;
+        }
+        (position..self.slabs.len()).for_each(|at| self.note(at));
+    }
+}
