@@ -162,12 +162,13 @@ impl Engine {
     pub fn adopt(&self, memory: Arc<dyn Memory>) -> io::Result<(SpaceId, Arc<Space>)> {
         let shared = &self.shared;
         let id = SpaceId(shared.next.fetch_add(1, Ordering::Relaxed));
+        let slot_pages = memory.slot_pages().unwrap_or(shared.slot_pages);
         let space = Space::new(
             memory,
             Arc::clone(&shared.store),
             Arc::clone(&shared.shares),
             OwnerId(id.0),
-            shared.slot_pages,
+            slot_pages,
         );
         shared.watch(id, &space)?;
         Ok((id, space))
@@ -197,6 +198,21 @@ impl Engine {
             }
         }
         Ok(brought)
+    }
+
+    /// Lets go of address spaces whose process is gone, where nothing else tells: forked children that never called. Returns
+    /// how many. To be called every second or so.
+    pub fn sweep(&self) -> usize {
+        let gone: Vec<SpaceId> = self
+            .spaces()
+            .into_iter()
+            .filter(|(_, space)| space.memory().exit().is_none() && space.memory().is_gone())
+            .map(|(id, _)| id)
+            .collect();
+        for id in &gone {
+            self.forget(*id);
+        }
+        gone.len()
     }
 
     /// Lets go of an address space: what is still out is given up.

@@ -161,9 +161,12 @@ impl EvictWork {
         match answer {
             Ok(Moved::Ordered) => Ok(Answer::Ordered),
             Ok(Moved::Now(outcome)) => {
+                // Before its pages can be recalled from it: who reads a hole in a slot that is still registered waits for us.
+                let settled = space.memory().settle_slot(standing.slot.span());
                 let done = u32::try_from(outcome.done / page_size() as u64).unwrap_or(0).min(self.piece.pages);
                 self.record(space, done);
                 moved.moved += u64::from(done);
+                settled?;
                 Ok(match outcome.stop {
                     None => Answer::Moved,
                     Some(Stop::Busy) => Answer::Busy { done },
@@ -211,19 +214,6 @@ impl EvictWork {
                 Ok(())
             }
             _ => Err(EvictError::Unanswered(standing.slot.span())),
-        }
-    }
-
-    /// The slot needs no watching any more.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn settle_slot(&self, space: &Space) -> Result<(), MemoryError> {
-        match &self.standing {
-            Some((_, standing)) if standing.slot.phase() == Phase::Ready => {
-                space.memory().settle_slot(standing.slot.span())
-            }
-            _ => Ok(()),
         }
     }
 
@@ -389,7 +379,6 @@ impl Space {
                     from = work.end();
                 }
             }
-            work.settle_slot(self)?;
             if keep == Keep::Stored {
                 self.write_standing(work, moved)?;
             } else {

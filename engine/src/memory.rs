@@ -140,6 +140,16 @@ pub trait Memory: Send + Sync + 'static {
     /// The area that slots are cut from; none if nothing can be moved out.
     fn slot_area(&self) -> Option<Span>;
 
+    /// How many pages a slot is to have; the engine's setting if it doesn't matter here.
+    fn slot_pages(&self) -> Option<u32> {
+        None
+    }
+
+    /// Whether the address space is known to be gone. Asked now and then where [`exit`](Self::exit) can't tell.
+    fn is_gone(&self) -> bool {
+        false
+    }
+
     /// Moves a range into a slot. The gate is held, shared, across the call.
     ///
     /// # Errors

@@ -280,6 +280,10 @@ impl Space {
         if let Some((_, standing)) = ordered {
             let generation = || self.next_generation();
             standing.region.lock().moved(standing.first, standing.pages, generation, lost);
+            // The move registered the slot too, and who reads a hole in it would wait for us.
+            if let Err(error) = self.memory.settle_slot(standing.slot.span()) {
+                tracing::warn!(%error, "a slot stays registered");
+            }
             standing.slot.settle(Phase::Ready);
             return;
         }

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use userswap_uffd::{CopyMode, Error, Message, Outcome, ReadError, RegisterMode, Span, Uffd};
+use userswap_uffd::{CopyMode, Error, Message, Outcome, ReadError, RegisterMode, Span, Stop, Uffd, page_bytes};
 
 /// How the pages of an address space are reached beyond what its userfaultfd can do.
 ///
@@ -22,6 +22,11 @@ pub unsafe trait Reach: Send + Sync + Sized + 'static {
 
     /// As [`Memory::slot_area`].
     fn slot_area(&self) -> Option<Span>;
+
+    /// As [`Memory::slot_pages`].
+    fn slot_pages(&self) -> Option<u32> {
+        None
+    }
 
     /// As [`Memory::move_out`].
     ///
@@ -157,6 +162,16 @@ impl<R: Reach> Memory for Watched<R> {
 
     fn slot_area(&self) -> Option<Span> {
         self.reach.slot_area()
+    }
+
+    fn slot_pages(&self) -> Option<u32> {
+        self.reach.slot_pages()
+    }
+
+    fn is_gone(&self) -> bool {
+        // Nothing is ever mapped there: the answer is about the address space alone.
+        Span::new(page_bytes(), page_bytes())
+            .is_ok_and(|nowhere| self.uffd.zeropage(nowhere, true).stop == Some(Stop::Gone))
     }
 
     fn move_out(&self, order: Order) -> Result<Moved, MemoryError> {
