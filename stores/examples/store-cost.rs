@@ -25,72 +25,106 @@ fn main() {
     if specs.is_empty() {
         specs = vec!["ram:lz4".into(), "ram:zstd?level=-1".into()];
     }
-    println!("{:<20} {:>8} {:>8} {:>6} {:>8} {:>8} {:>6}", "store", "put", "bare", "×", "get", "bare", "×");
+    println!(
+        "{:<20} {:>8} {:>8} {:>6} {:>8} {:>8} {:>6} {:>8}",
+        "store", "put", "bare", "×", "get", "bare", "×", "free"
+    );
     for spec in specs {
-        let (bare_put, bare_get) = bare(&spec, &pages);
         let store = userswap_stores::open(&spec, PAGE).unwrap();
+        let mut codec = Bare::new(&spec);
         let mut handles = vec![None; pages.len()];
-        let puts = times(pages.len(), |at| put(&*store, at, 0, pages[at], &mut handles[at]));
+        let mut packed = vec![Vec::new(); pages.len()];
+        let [puts, bare_puts] = medians(pages.len(), |at, clock| {
+            clock(&mut || put(&*store, at, 0, pages[at], &mut handles[at]));
+            clock(&mut || codec.compress(pages[at]));
+            packed[at] = codec.buffer[..codec.len].to_vec();
+        });
         // Again into memory the store already has, as in a store that has been running.
-        let mut again = vec![None; pages.len()];
         let order = shuffled(pages.len());
-        let warm = times(pages.len(), |at| {
-            store.free(&[handles[order[at]].take().unwrap()]);
-            put(&*store, order[at], 1, pages[order[at]], &mut again[order[at]]);
+        let mut again = vec![None; pages.len()];
+        let [frees, warm_puts, bare_warm_puts] = medians(pages.len(), |at, clock| {
+            clock(&mut || store.free(&[handles[order[at]].take().unwrap()]));
+            clock(&mut || put(&*store, at, 1, pages[at], &mut again[at]));
+            clock(&mut || codec.compress(pages[at]));
         });
         let (mut out, waiter) = ([0; PAGE], Waiter::none());
-        let gets = times(pages.len(), |at| {
-            store.fetch(again[order[at]].unwrap(), key(order[at], 1), &mut out, &waiter).unwrap();
+        let half = pages.len() / 2;
+        let [gets, bare_gets] = medians(pages.len(), |at, clock| {
+            let (one, other) = (order[at], order[(at + half) % order.len()]);
+            clock(&mut || {
+                store.fetch(again[one].unwrap(), key(one, 1), &mut out, &waiter).unwrap();
+            });
+            clock(&mut || codec.decompress(&packed[other], &mut out));
         });
-        let ratio = |a: u64, b: u64| a as f64 / b as f64;
-        let row = |name: &str, put| {
-            let (by_put, by_get) = (ratio(put, bare_put), ratio(gets, bare_get));
-            println!("{name:<20} {put:>8} {bare_put:>8} {by_put:>6.2} {gets:>8} {bare_get:>8} {by_get:>6.2}");
+        let row = |name: &str, put: u64, bare_put: u64| {
+            let (by_put, by_get) = (put as f64 / bare_put as f64, gets as f64 / bare_gets as f64);
+            println!(
+                "{name:<20} {put:>8} {bare_put:>8} {by_put:>6.2} {gets:>8} {bare_gets:>8} {by_get:>6.2} {frees:>8}"
+            );
         };
-        row(&spec, puts);
-        row("  free and put", warm);
+        row(&spec, puts, bare_puts);
+        row("  warm", warm_puts, bare_warm_puts);
         held("  at first", &*store);
         churn(&*store, &pages, &mut again);
         held("  after churn", &*store);
-        while store.maintain(Budget::UNLIMITED).more {}
+        let start = Instant::now();
+        let done = store.maintain(Budget::UNLIMITED);
+        let spent = start.elapsed();
         held("  and maintenance", &*store);
+        println!(
+            "  of {spent:.1?}, {} KiB moved, {} KiB released",
+            done.moved_bytes >> 10,
+            done.released_bytes >> 10
+        );
         let handles: Vec<_> = again.iter().map(|handle| handle.unwrap()).collect();
         threads(&store, &pages, &handles);
     }
 }
 
-/// Median nanoseconds a page of the codec alone: compressing, decompressing.
-fn bare(spec: &str, pages: &[&[u8]]) -> (u64, u64) {
-    let order = shuffled(pages.len());
-    let mut out = [0; PAGE];
+/// A codec alone, its context kept as a store keeps it.
+struct Bare {
+    buffer: Vec<u8>,
+    len: usize,
+    lz4: lz4_flex::block::CompressTable,
     #[cfg(feature = "ram-zstd")]
-    if spec.contains("zstd") {
-        let level = spec.split("level=").nth(1).map_or(-1, |level| level.parse().unwrap());
-        let mut compressor = zstd::bulk::Compressor::new(level).unwrap();
-        let mut decompressor = zstd::bulk::Decompressor::new().unwrap();
-        let mut buffer = vec![0; 8192];
-        let mut packed = Vec::new();
-        let put = times(pages.len(), |at| {
-            let len = compressor.compress_to_buffer(pages[at], &mut buffer[..]).unwrap();
-            packed.push(buffer[..len].to_vec());
+    zstd: Option<(zstd::bulk::Compressor<'static>, zstd::bulk::Decompressor<'static>)>,
+}
+
+impl Bare {
+    fn new(spec: &str) -> Self {
+        #[cfg(feature = "ram-zstd")]
+        let zstd = spec.contains("zstd").then(|| {
+            let level = spec.split("level=").nth(1).map_or(-1, |level| level.parse().unwrap());
+            (zstd::bulk::Compressor::new(level).unwrap(), zstd::bulk::Decompressor::new().unwrap())
         });
-        let get = times(pages.len(), |at| {
-            decompressor.decompress_to_buffer(&packed[order[at]], &mut out[..]).unwrap();
-        });
-        return (put, get);
+        #[cfg(not(feature = "ram-zstd"))]
+        let _ = spec;
+        Self {
+            buffer: vec![0; 8192],
+            len: 0,
+            lz4: lz4_flex::block::CompressTable::default(),
+            #[cfg(feature = "ram-zstd")]
+            zstd,
+        }
     }
-    let _ = spec;
-    let mut table = lz4_flex::block::CompressTable::default();
-    let mut buffer = vec![0; 8192];
-    let mut packed = Vec::new();
-    let put = times(pages.len(), |at| {
-        let len = lz4_flex::block::compress_into_with_table(pages[at], &mut buffer, &mut table).unwrap();
-        packed.push(buffer[..len].to_vec());
-    });
-    let get = times(pages.len(), |at| {
-        lz4_flex::block::decompress_into(&packed[order[at]], &mut out).unwrap();
-    });
-    (put, get)
+
+    fn compress(&mut self, page: &[u8]) {
+        #[cfg(feature = "ram-zstd")]
+        if let Some((compressor, _)) = &mut self.zstd {
+            self.len = compressor.compress_to_buffer(page, &mut self.buffer[..]).unwrap();
+            return;
+        }
+        self.len = lz4_flex::block::compress_into_with_table(page, &mut self.buffer, &mut self.lz4).unwrap();
+    }
+
+    fn decompress(&mut self, packed: &[u8], out: &mut [u8]) {
+        #[cfg(feature = "ram-zstd")]
+        if let Some((_, decompressor)) = &mut self.zstd {
+            decompressor.decompress_to_buffer(packed, out).unwrap();
+            return;
+        }
+        lz4_flex::block::decompress_into(packed, out).unwrap();
+    }
 }
 
 /// Replaces pages by others ten times as many as the store holds.
@@ -150,17 +184,25 @@ fn key(at: usize, generation: u32) -> PageKey {
     PageKey { owner: OwnerId(1), page: at as u64, generation }
 }
 
-/// The median of a call's times, in nanoseconds.
-fn times(calls: usize, mut call: impl FnMut(usize)) -> u64 {
-    let mut times: Vec<u64> = (0..calls)
-        .map(|at| {
+/// Rounds of N clocked calls, one after the other so that the machine's moods fall on all alike: the median nanoseconds of each.
+fn medians<const N: usize>(
+    rounds: usize,
+    mut round: impl FnMut(usize, &mut dyn FnMut(&mut dyn FnMut())),
+) -> [u64; N] {
+    let mut times: Vec<Vec<u64>> = vec![Vec::with_capacity(rounds); N];
+    for at in 0..rounds {
+        let mut call = 0;
+        round(at, &mut |timed| {
             let start = Instant::now();
-            call(at);
-            u64::try_from(start.elapsed().as_nanos()).unwrap()
-        })
-        .collect();
-    times.sort_unstable();
-    times[times.len() / 2]
+            timed();
+            times[call].push(u64::try_from(start.elapsed().as_nanos()).unwrap());
+            call += 1;
+        });
+    }
+    std::array::from_fn(|call| {
+        times[call].sort_unstable();
+        times[call][rounds / 2]
+    })
 }
 
 fn shuffled(len: usize) -> Vec<usize> {

@@ -8,7 +8,7 @@
 //! [`open`] makes a store from a specification; see [`spec`] for the grammar.
 #![deny(unsafe_code)]
 
-#[cfg(feature = "ram")]
+#[cfg(any(feature = "ram-lz4", feature = "ram-zstd"))]
 pub mod ram;
 pub mod spec;
 

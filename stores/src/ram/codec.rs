@@ -78,8 +78,8 @@ impl Scratch {
                 if self.compressor.as_ref().is_none_or(|(made_for, _)| *made_for != level) {
                     self.compressor = new_compressor(level).map(|compressor| (level, compressor));
                 }
-                // Output beyond the limit isn't wanted, and zstd stops early if there is no room for it.
-                let room = &mut self.buffer[HEADER..HEADER + limit];
+                // Room for the worst case: the binding allocates a message if there isn't.
+                let room = &mut self.buffer[HEADER..];
                 self.compressor
                     .as_mut()
                     .and_then(|(_, compressor)| compressor.compress_to_buffer(page, room).ok())

@@ -6,6 +6,7 @@ use super::Ram;
 use super::arena::Slot;
 use super::index::Cursor;
 use super::object;
+use super::pool::Packing;
 
 impl Ram {
     /// Packs each class, at most about `budget`, and gives idle memory back.
@@ -14,10 +15,12 @@ impl Ram {
     /// eight bytes a page now and then. One call goes around the index once at most.
     pub(super) fn compact(&self, budget: Budget) -> Maintained {
         let held_before = self.held.bytes();
-        let ends = self.pool.packed_ends();
+        let Packing { ends, gain } = self.pool.packing();
         let mut done = Maintained::default();
-        // Someone else at it already: its work serves us too.
-        if let Some(mut cursor) = self.cursor.try_lock() {
+        // Not for less than a part in 64. And if someone else is at it already, its work serves us too.
+        if gain >= held_before / 64
+            && let Some(mut cursor) = self.cursor.try_lock()
+        {
             let start = *cursor;
             let mut wrapped = false;
             done.more = loop {

@@ -70,6 +70,14 @@ struct Shelf {
     open: Vec<u64>,
 }
 
+/// What compaction could do.
+pub(crate) struct Packing {
+    /// By class: objects from this byte of the arena on have a place before it.
+    pub(crate) ends: Vec<usize>,
+    /// Bytes it would give back.
+    pub(crate) gain: u64,
+}
+
 /// Slabs of no class.
 struct Spare {
     /// Those that were used, with the frames that still have memory.
@@ -172,20 +180,27 @@ impl Pool {
     }
 
     /// Where the objects of each class would end if they were packed: from this byte of the arena on no slot would be taken.
-    pub(crate) fn packed_ends(&self) -> Vec<usize> {
-        let end = |(class, shelf): (usize, &CachePadded<Mutex<Shelf>>)| {
-            let slot_len = u16::try_from(class).map_or(0, |class| self.classes.slot_len(ClassId(class)));
+    /// And how many bytes packing and trimming would give back.
+    pub(crate) fn packing(&self) -> Packing {
+        let mut packing = Packing { ends: Vec::with_capacity(self.shelves.len()), gain: 0 };
+        for (class, shelf) in (0..).zip(&self.shelves) {
+            let slot_len = self.classes.slot_len(ClassId(class));
             let shelf = shelf.lock();
             let mut left: usize = shelf.slabs.iter().map(|slab| slab.used() as usize).sum();
+            let mut end = None;
             for slab in &shelf.slabs {
-                if left <= slab.slots() as usize {
-                    return slab.start() + left * slot_len;
+                let packed = left.min(slab.slots() as usize);
+                left -= packed;
+                let frames = (packed * slot_len).div_ceil(self.arena.frame());
+                let resident = slab.resident().count_ones() as usize;
+                packing.gain += (resident.saturating_sub(frames) * self.arena.frame()) as u64;
+                if left == 0 && end.is_none() {
+                    end = Some(slab.start() + packed * slot_len);
                 }
-                left -= slab.slots() as usize;
             }
-            usize::MAX
-        };
-        self.shelves.iter().enumerate().map(end).collect()
+            packing.ends.push(end.unwrap_or(0));
+        }
+        packing
     }
 
     /// The class whose slots are as long as `slot`.

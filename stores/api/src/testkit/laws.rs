@@ -398,7 +398,7 @@ fn threads(make: &dyn Make) -> Verdict {
                     expect_page(&*store, handle, key(page), &varied(page, size))
                         .map_err(|how| format!("a page all threads read: {how}"))?;
                 }
-                5 if generation % 64 == 0 => drop(store.maintain(Budget::bytes(1 << 16))),
+                5 if generation % 8 == 0 => drop(store.maintain(Budget::bytes(1 << 16))),
                 _ if !mine.is_empty() => {
                     let (key, handle) = mine[usize::try_from(roll >> 8).unwrap_or(0) % mine.len()];
                     expect_page(&*store, handle, key, &image(key)).map_err(|how| format!("{key}: {how}"))?;
