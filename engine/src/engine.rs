@@ -2,11 +2,12 @@
 
 use crate::fault::FaultWork;
 use crate::memory::{Batch, Memory, MemoryError};
+use crate::placement::{Follower, Placement};
 use crate::shares::Shares;
 use crate::space::{SLOT_PAGES, Space};
 use crossbeam::queue::SegQueue;
 use parking_lot::{Mutex, RwLock};
-use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -45,6 +46,7 @@ pub struct EngineBuilder {
     around: u32,
     slot_pages: u32,
     observer: Arc<dyn Observer>,
+    adapt: bool,
 }
 
 impl EngineBuilder {
@@ -69,6 +71,13 @@ impl EngineBuilder {
         self
     }
 
+    /// Whether handlers move to the CPUs where faults happen (see `placement`); they do unless told otherwise.
+    #[must_use]
+    pub fn adaptive_placement(mut self, adapt: bool) -> Self {
+        self.adapt = adapt;
+        self
+    }
+
     /// Who is told of forks and exits.
     #[must_use]
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
@@ -87,22 +96,31 @@ impl EngineBuilder {
             around: self.around,
             slot_pages: self.slot_pages,
             observer: self.observer,
-            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            epolls: (0..self.handlers)
+                .map(|_| epoll::create(epoll::CreateFlags::CLOEXEC))
+                .collect::<Result<_, _>>()?,
+            placement: Placement::new(self.handlers, self.adapt),
             bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             spaces: RwLock::new(HashMap::new()),
             next: AtomicU64::new(1),
             kicked: SegQueue::new(),
             stop: AtomicBool::new(false),
         });
-        epoll::add(&shared.epoll, &shared.bell, epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)?;
+        for epoll in &shared.epolls {
+            epoll::add(epoll, &shared.bell, epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)?;
+        }
         let engine = Engine { shared: Arc::clone(&shared), handlers: Mutex::new(Vec::new()) };
         for number in 0..self.handlers {
             let shared = Arc::clone(&shared);
             let thread = std::thread::Builder::new()
                 .name(format!("userswap-fault{number}"))
-                .spawn(move || shared.handle())?;
+                .spawn(move || shared.handle(number))?;
             engine.handlers.lock().push(thread);
         }
+        let watchdog = std::thread::Builder::new()
+            .name("userswap-watch".into())
+            .spawn(move || shared.placement.watch(|| shared.has_waiting()))?;
+        engine.handlers.lock().push(watchdog);
         Ok(engine)
     }
 }
@@ -119,13 +137,22 @@ struct Shared {
     around: u32,
     slot_pages: u32,
     observer: Arc<dyn Observer>,
-    epoll: OwnedFd,
+    /// One for each handler: a message gets up every handler that is awake, the one on the faulting CPU first.
+    epolls: Vec<OwnedFd>,
+    placement: Placement,
     /// Rung to get a handler's attention: a space was kicked, or it is time to stop.
     bell: OwnedFd,
     spaces: RwLock<HashMap<u64, Arc<Space>>>,
     next: AtomicU64,
     kicked: SegQueue<u64>,
     stop: AtomicBool,
+}
+
+/// What a handler works with.
+struct Hands {
+    work: FaultWork,
+    batch: Batch,
+    follower: Follower,
 }
 
 /// Epoll data of the bell. A space's messages are twice its number, its exit one more.
@@ -147,6 +174,7 @@ impl Engine {
             around: 32,
             slot_pages: SLOT_PAGES,
             observer: Arc::new(Unobserved),
+            adapt: true,
         }
     }
 
@@ -225,6 +253,7 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.ring_bell();
+        self.shared.placement.stop();
         for thread in self.handlers.lock().drain(..) {
             let _ = thread.join();
         }
@@ -250,11 +279,13 @@ impl Shared {
             if let Some(messages) = memory.messages() {
                 // Edge-triggered: each new message gets one handler out of bed, and reading needs no second read to find nothing.
                 let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-                epoll::add(&self.epoll, messages, epoll::EventData::new_u64(id.0 * 2), flags)?;
+                for epoll in &self.epolls {
+                    epoll::add(epoll, messages, epoll::EventData::new_u64(id.0 * 2), flags)?;
+                }
             }
             if let Some(exit) = memory.exit() {
                 let flags = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
-                epoll::add(&self.epoll, exit, epoll::EventData::new_u64(id.0 * 2 + 1), flags)?;
+                epoll::add(&self.epolls[0], exit, epoll::EventData::new_u64(id.0 * 2 + 1), flags)?;
             }
             Ok(())
         })();
@@ -267,10 +298,12 @@ impl Shared {
     fn forget(&self, id: SpaceId) {
         let Some(space) = self.spaces.write().remove(&id.0) else { return };
         if let Some(messages) = space.memory().messages() {
-            let _ = epoll::delete(&self.epoll, messages);
+            for epoll in &self.epolls {
+                let _ = epoll::delete(epoll, messages);
+            }
         }
         if let Some(exit) = space.memory().exit() {
-            let _ = epoll::delete(&self.epoll, exit);
+            let _ = epoll::delete(&self.epolls[0], exit);
         }
         space.close();
         self.observer.gone(id);
@@ -280,20 +313,35 @@ impl Shared {
         let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
     }
 
+    /// Whether an address space has messages nobody has read.
+    fn has_waiting(&self) -> bool {
+        let spaces: Vec<Arc<Space>> = self.spaces.read().values().cloned().collect();
+        let mut fds: Vec<PollFd<'_>> = spaces
+            .iter()
+            .filter_map(|space| Some(PollFd::from_borrowed_fd(space.memory().messages()?, PollFlags::IN)))
+            .collect();
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+
     /// The loop of one handler thread.
-    fn handle(self: &Arc<Self>) {
-        let mut work = FaultWork::new(self.around);
-        let mut batch = Batch::default();
+    fn handle(self: &Arc<Self>, number: usize) {
+        let mut hands = Hands {
+            work: FaultWork::new(self.around),
+            batch: Batch::default(),
+            follower: Follower::new(number),
+        };
         let mut events = Vec::with_capacity(16);
         // Address spaces to come back to soon: a fault is parked there, or the gate was held.
         let mut soon: Vec<u64> = Vec::new();
         while !self.stop.load(Ordering::Acquire) {
             events.clear();
+            self.placement.ready(&mut hands.follower);
             let patience = (!soon.is_empty()).then(|| Timespec {
                 tv_sec: 0,
                 tv_nsec: i64::from(RETRY.subsec_nanos()),
             });
-            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), patience.as_ref()) {
+            match epoll::wait(&self.epolls[number], rustix::buffer::spare_capacity(&mut events), patience.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
                     tracing::error!(%error, "waiting for faults");
@@ -301,31 +349,32 @@ impl Shared {
                 }
             }
             for again in std::mem::take(&mut soon) {
-                self.pump(again, &mut work, &mut batch, &mut soon);
+                self.pump(again, &mut hands, &mut soon);
             }
             for event in &events {
                 match event.data.u64() {
-                    BELL => self.answer_bell(&mut work, &mut batch, &mut soon),
+                    BELL => self.answer_bell(&mut hands, &mut soon),
                     exit if exit % 2 == 1 => self.forget(SpaceId(exit / 2)),
-                    messages => self.pump(messages / 2, &mut work, &mut batch, &mut soon),
+                    messages => self.pump(messages / 2, &mut hands, &mut soon),
                 }
             }
         }
     }
 
-    fn answer_bell(self: &Arc<Self>, work: &mut FaultWork, batch: &mut Batch, soon: &mut Vec<u64>) {
+    fn answer_bell(self: &Arc<Self>, hands: &mut Hands, soon: &mut Vec<u64>) {
         // While stopping, the bell keeps ringing, so that every handler hears it.
         if !self.stop.load(Ordering::Acquire) {
             let mut count = [0u8; 8];
             let _ = rustix::io::read(&self.bell, &mut count);
         }
         while let Some(id) = self.kicked.pop() {
-            self.pump(id, work, batch, soon);
+            self.pump(id, hands, soon);
         }
     }
 
     /// Reads one address space's messages and serves its faults.
-    fn pump(self: &Arc<Self>, id: u64, work: &mut FaultWork, batch: &mut Batch, soon: &mut Vec<u64>) {
+    fn pump(self: &Arc<Self>, id: u64, hands: &mut Hands, soon: &mut Vec<u64>) {
+        let Hands { work, batch, follower } = hands;
         let Some(space) = self.spaces.read().get(&id).cloned() else { return };
         loop {
             match space.take_messages(batch, PATIENCE) {
@@ -346,6 +395,7 @@ impl Shared {
             if batch.faults.is_empty() {
                 space.unpark(batch);
             }
+            follower.note(&self.placement, &batch.faults);
             for fault in batch.faults.drain(..) {
                 work.run(&space, fault);
             }

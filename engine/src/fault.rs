@@ -38,8 +38,10 @@ pub struct FaultWork {
     asked: Option<(Segment, Outcome)>,
     /// The kernel refused: the demanded page, if not yet in place, has to wait.
     refused: bool,
-    /// The segment that held the demanded page went in, so its waiters are awake.
+    /// Where the demanded page went in.
     installed_at: Option<u64>,
+    /// What went in and has waiters to be woken, from and to.
+    asleep: Option<(u64, u64)>,
     waiter: Waiter,
 }
 
@@ -83,6 +85,7 @@ impl FaultWork {
             asked: None,
             refused: false,
             installed_at: None,
+            asleep: None,
             waiter: Waiter::none(),
         }
     }
@@ -97,6 +100,7 @@ impl FaultWork {
                 next = self.zero(space);
             }
             drop(directory);
+            self.settle(space);
             if next == Next::Load {
                 next = self.load(space);
             }
@@ -200,13 +204,14 @@ impl FaultWork {
     /// nobody may move the page out, or a second zero page would take its place.
     pub fn zero(&mut self, space: &Space) -> Next {
         let Some(span) = page_span(self.fault.addr) else { return Next::Done };
-        let outcome = space.memory().zero(span);
+        let outcome = space.memory().zero_asleep(span);
         let in_place = matches!(outcome.stop, None | Some(Stop::Present));
         if let Some(region) = &self.region {
             region.lock().zeroed(self.page, in_place);
         }
         match outcome.stop {
-            None | Some(Stop::Gone) => {}
+            None => self.asleep = Some((span.start(), span.end())),
+            Some(Stop::Gone) => {}
             Some(Stop::Busy | Stop::NoMemory) => self.busy(space),
             // A page is there, or no mapping of ours any more: the thread finds out by itself.
             Some(_) => self.wake(space),
@@ -288,7 +293,7 @@ impl FaultWork {
         let Some(segment) = region.lock().segment(&self.flight, self.at) else { return Next::End };
         let from = segment.at as usize * page_size();
         let bytes = &self.bytes[from..from + segment.pages as usize * page_size()];
-        let outcome = space.memory().copy(segment.addr, bytes);
+        let outcome = space.memory().copy_asleep(segment.addr, bytes);
         self.asked = Some((segment, outcome));
         Next::Record
     }
@@ -300,6 +305,10 @@ impl FaultWork {
         let mut shard = region.lock();
         shard.landed(&mut self.flight, segment, done, &mut self.lost);
         self.at = segment.at + done;
+        if done > 0 {
+            let (from, to) = (segment.addr, segment.addr + bytes_of(done));
+            self.asleep = Some(self.asleep.map_or((from, to), |(low, high)| (low.min(from), high.max(to))));
+        }
         let holds_demand = |upto: u32| (segment.at..upto).contains(&self.flight.demand());
         if holds_demand(self.at) {
             let within = self.flight.demand() - segment.at;
@@ -350,8 +359,14 @@ impl FaultWork {
         }
     }
 
-    /// Gives up what the flight no longer needs: the bytes are in place, or nobody wants them. The gate is let go.
+    /// Wakes who waited for what is in place now, and gives up what the flight no longer needs. The gate is let go: the
+    /// thread may take this one's CPU, and nothing is held then.
     pub fn settle(&mut self, space: &Space) {
+        if let Some((from, to)) = self.asleep.take()
+            && let Ok(span) = Span::between(from, to)
+        {
+            space.memory().wake(span);
+        }
         space.release(&mut self.lost);
     }
 

@@ -12,6 +12,7 @@ pub mod local;
 pub mod memory;
 pub mod pacer;
 mod pending;
+mod placement;
 mod ring;
 pub mod shares;
 pub mod slots;

@@ -113,6 +113,17 @@ pub trait Memory: Send + Sync + 'static {
     /// Installs zero pages and wakes who waits there.
     fn zero(&self, span: Span) -> Outcome;
 
+    /// As [`copy`](Self::copy), but who waits there may be left asleep: [`wake`](Self::wake) follows. A thread woken at once
+    /// could take the CPU from the handler before its books are done.
+    fn copy_asleep(&self, dst: u64, bytes: &[u8]) -> Outcome {
+        self.copy(dst, bytes)
+    }
+
+    /// As [`zero`](Self::zero), in the same way.
+    fn zero_asleep(&self, span: Span) -> Outcome {
+        self.zero(span)
+    }
+
     /// Makes touching the pages a SIGBUS, and wakes who waits there.
     fn poison(&self, span: Span) -> Outcome;
 

@@ -134,6 +134,14 @@ impl<R: Reach> Memory for Watched<R> {
         self.uffd.zeropage(span, false)
     }
 
+    fn copy_asleep(&self, dst: u64, bytes: &[u8]) -> Outcome {
+        self.uffd.copy(dst, bytes, CopyMode { dont_wake: true, ..CopyMode::default() })
+    }
+
+    fn zero_asleep(&self, span: Span) -> Outcome {
+        self.uffd.zeropage(span, true)
+    }
+
     fn poison(&self, span: Span) -> Outcome {
         self.uffd.poison(span)
     }

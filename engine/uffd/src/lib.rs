@@ -13,6 +13,7 @@
 #![warn(missing_docs)]
 
 mod abi;
+pub mod class;
 pub mod cpu;
 mod error;
 mod features;

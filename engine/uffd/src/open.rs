@@ -85,22 +85,21 @@ impl RawUffd {
     /// [`Uffd::features`] tells what was granted. Of two processes that share the userfaultfd the one that makes the call must have
     /// the privilege ([`Features::EVENT_FORK`]); without it the handshake is made without that feature.
     pub fn handshake(self, wanted: Features) -> Result<Uffd, Error> {
-        let known = match Features::available() {
-            Ok(available) => [wanted & available, Features::empty()],
-            // No throw-away descriptor to be had: ask down the history of the kernel.
-            Err(_) => [wanted, Features::empty()],
-        };
-        let mut last = None;
-        for mask in [known[0], known[0] & UNTIL_5_19, known[0] & UNTIL_4_14, known[1]] {
-            for ask in [mask, mask - Features::EVENT_FORK] {
-                match handshake_once(self.fd.as_fd(), ask) {
-                    Ok(_) => return Ok(Uffd::from_parts(self.fd, granted(ask))),
-                    Err(e) => last = Some((ask, e)),
+        // Without a throw-away descriptor to be had, ask down the history of the kernel.
+        let ask = Features::available().map_or(wanted, |available| wanted & available);
+        let mut refused = None;
+        for mask in [ask, ask & UNTIL_5_19, ask & UNTIL_4_14, Features::empty()] {
+            for mask in [mask, mask - Features::EVENT_FORK] {
+                match handshake_once(self.fd.as_fd(), mask) {
+                    Ok(_) => return Ok(Uffd::from_parts(self.fd, granted(mask))),
+                    Err(source) if matches!(source.raw_os_error(), Some(libc::EINVAL | libc::EPERM)) => {
+                        refused.get_or_insert(Error::Handshake { wanted: mask, source });
+                    }
+                    Err(source) => return Err(Error::Handshake { wanted: mask, source }),
                 }
             }
         }
-        let (wanted, source) = last.unwrap_or((wanted, io::ErrorKind::Other.into()));
-        Err(Error::Handshake { wanted, source })
+        Err(refused.unwrap_or(Error::Handshake { wanted, source: io::ErrorKind::InvalidInput.into() }))
     }
 
     /// The descriptor, to be handed over.

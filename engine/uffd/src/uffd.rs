@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use crate::abi::{self, Fill, Transfer};
 use crate::open::check_kind;
 use crate::{
-    Error, Features, Message, OpenMode, Operation, Outcome, RangeIoctls, RawMessage, RawUffd, RegisterMode,
-    Span,
+    DecodeError, Error, Features, Message, OpenMode, Operation, Outcome, RangeIoctls, RawMessage, RawUffd,
+    RegisterMode, Span,
 };
 
 /// A userfaultfd that is ready for use: one address space, this process's or another's.
@@ -51,6 +51,9 @@ pub enum ReadError {
     /// The descriptor table was full when a fork's userfaultfd was to be delivered (`EMFILE`): the message stays queued.
     #[error("no free descriptor for a forked child's userfaultfd")]
     NoDescriptor(#[source] io::Error),
+    /// A message that can't be understood.
+    #[error("decoding a userfaultfd message")]
+    Decode(#[from] DecodeError),
     /// Anything else. `EINVAL`: the handshake hasn't been made.
     #[error("reading the userfaultfd")]
     Kernel(#[source] io::Error),
@@ -202,15 +205,19 @@ impl Uffd {
     }
 
     /// [`Uffd::read`] and decode, appended to `messages`; how many there were, 0 for none. At most 16 at a time.
-    pub fn read_messages(&self, messages: &mut Vec<Message>) -> Result<usize, Error> {
+    pub fn read_messages(&self, messages: &mut Vec<Message>) -> Result<usize, ReadError> {
         let mut raw = [RawMessage::EMPTY; 16];
-        let read = self.read(&mut raw).map_err(|e| Error::system("reading messages", io::Error::other(e)))?;
+        let read = self.read(&mut raw)?;
+        let mut result = Ok(read);
+        // All of them, even after one that can't be: the others may carry descriptors.
         for message in &raw[..read] {
             // SAFETY: the message has just been read by this process and is decoded here and nowhere else.
-            let decoded = unsafe { message.decode(self.features) };
-            messages.push(decoded.map_err(|e| Error::system("decoding a message", io::Error::other(e)))?);
+            match unsafe { message.decode(self.features) } {
+                Ok(message) => messages.push(message),
+                Err(e) => result = Err(e.into()),
+            }
         }
-        Ok(read)
+        result
     }
 
     pub(crate) fn from_parts(fd: OwnedFd, features: Features) -> Uffd {
