@@ -233,21 +233,21 @@ fn a_successor_drops_what_is_not_whole() {
 fn a_page_that_looks_like_objects_is_not_taken_for_them() {
     let store = Ram::builder().build().unwrap();
     let mut object = vec![0; 24 + 8];
-    let own = put(&store, key(1, 0xabcd), &page(PAGE as u64 - 1));
-    let at = find_object(store.arena_file(), key(1, 0xabcd));
-    store.arena_file().read_exact_at(&mut object, at).unwrap();
-    store.free(&[own]);
     // A sound same-filled object of somebody else's, all over pages that don't compress, in every alignment.
     let victim = Ram::builder().recoverable(true).build().unwrap();
     put(&victim, key(7, 0x1234), &[9; PAGE]);
     let at = find_object(victim.arena_file(), key(7, 0x1234));
     victim.arena_file().read_exact_at(&mut object, at).unwrap();
     let mut state = 3;
-    let mut hostile: Vec<u8> = (0..PAGE).map(|_| step(&mut state) as u8).collect();
-    for place in (0..PAGE - 32).step_by(80) {
-        hostile[place + 8..place + 8 + 32].copy_from_slice(&object);
+    let mut handles = Vec::new();
+    for at in 0..1000 {
+        let mut hostile: Vec<u8> = (0..PAGE).map(|_| step(&mut state) as u8).collect();
+        for place in (at * 16 % 800 + 8..PAGE - 32).step_by(800) {
+            hostile[place..place + 32].copy_from_slice(&object);
+        }
+        handles.push(put(&store, key(at as u64, 1), &hostile));
     }
-    let handles: Vec<_> = (100..1100).map(|at| put(&store, key(at, 1), &hostile)).collect();
+    assert_eq!(store.stats().incompressible_pages, 1000);
     store.free(&handles);
     for at in 100..3000 {
         put(&store, key(at, 2), &page(at));
