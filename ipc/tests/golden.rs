@@ -6,6 +6,7 @@
 //!   flags, trace nonce. Version 1 is 32 (0x20) bytes with `01 00 00 00` as version and the request id at its end.
 //! - A struct's size counts its own 8-byte header: MemoryRegion is 8 + 8 + 8 = 24 = 0x18.
 //! - A pointer holds the distance from its own offset to its object's.
+#![allow(clippy::unwrap_used)]
 
 use userswap_ipc::contract::{
     Contract, GetPartitionAllocSuperPagesUsed, MapArea, MemoryRegion, MovePtesLeavingMapping,

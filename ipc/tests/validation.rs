@@ -1,4 +1,5 @@
 //! What isn't a message has a name: each rule broken once, then prefixes, mutations and arbitrary bytes.
+#![allow(clippy::unwrap_used)]
 
 use proptest::collection::vec;
 use proptest::prelude::*;
