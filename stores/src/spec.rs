@@ -246,7 +246,7 @@ mod tests {
     fn an_opened_store_has_what_was_asked_for() {
         let store = open("ram:lz4?capacity=8M", 4096).unwrap();
         let can = store.capabilities();
-        assert_eq!((can.name.as_str(), can.page_size, can.capacity), ("ram:lz4", 4096, Some(8 << 20)));
+        assert_eq!((&*can.name, can.page_size, can.capacity), ("ram:lz4", 4096, Some(8 << 20)));
         assert!(matches!(open("ram:lz4", 4095), Err(SpecError::Open { .. })));
     }
 }

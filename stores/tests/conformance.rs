@@ -1,4 +1,5 @@
 //! The kit's laws, for each store.
+#![cfg(any(feature = "ram-lz4", feature = "ram-zstd"))]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::sync::Arc;

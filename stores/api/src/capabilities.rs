@@ -1,13 +1,15 @@
 //! What a store can do, as data.
 
+use std::sync::Arc;
+
 /// What a store is and can do: callers choose their way by it, the conformance kit chooses its laws.
 ///
 /// Make one with [`Capabilities::new`] and set what differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Capabilities {
-    /// A short name for tables and logs, such as `ram:lz4`.
-    pub name: String,
+    /// A short name for tables and logs, such as `ram:lz4`. Shared, so that a clone of all this allocates nothing.
+    pub name: Arc<str>,
     /// Bytes a page has, in and out. Fixed when the store is opened.
     pub page_size: usize,
     /// The most pages one `put` takes. At least 1.
@@ -34,7 +36,7 @@ pub struct Capabilities {
 
 impl Capabilities {
     /// A plain store: in memory, answers at once, no limit, notices nothing.
-    pub fn new(name: impl Into<String>, page_size: usize) -> Self {
+    pub fn new(name: impl Into<Arc<str>>, page_size: usize) -> Self {
         Self {
             name: name.into(),
             page_size,

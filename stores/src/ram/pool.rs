@@ -134,6 +134,8 @@ impl Pool {
             (slot, slab_start, new)
         };
         if new.count_ones() > 1 {
+            // Not under the lock: under memory pressure it may take long. Trimmed meanwhile, some frames are back uncounted until they
+            // are used or the slab closes.
             self.arena.populate(slab_start, new);
         }
         Ok(slot)
@@ -280,9 +282,9 @@ impl Pool {
         spare.used.push((number, frames));
     }
 
-    /// Gives an empty slab's memory back.
+    /// Gives an empty slab's memory back, counted or not.
     fn cool(&self, number: u32, frames: &mut u64, held: &Held) {
-        if self.arena.punch(number as usize * self.arena.slab_len(), *frames).is_ok() {
+        if *frames != 0 && self.arena.punch(number as usize * self.arena.slab_len(), u64::MAX).is_ok() {
             held.release(u64::from(frames.count_ones()) * self.arena.frame() as u64);
             *frames = 0;
         }

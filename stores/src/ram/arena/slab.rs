@@ -168,6 +168,10 @@ impl Slab {
 
     /// The resident frames no taken slot lies in; they count as gone from now on.
     pub(super) fn take_idle_frames(&mut self) -> u64 {
+        let at_least = (self.used as usize * self.slot_len).div_ceil(self.frame);
+        if self.resident.count_ones() as usize <= at_least {
+            return 0;
+        }
         let mut needed = 0;
         for number in 0..self.slots as usize {
             if self.taken[number / 64] & 1 << (number % 64) != 0 {
