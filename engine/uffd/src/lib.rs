@@ -7,6 +7,31 @@
 //! Beside it, what such a program needs: its [own](mod@own) mappings, another [`Process`]'s memory, the [`pagemap`], the [`maps`],
 //! [`cpu`] placement, [`futex`]es in shared memory, and a [`probe`](mod@probe) that tells what this machine lacks and what would mend that.
 //!
+//! ```
+//! use userswap_uffd::{CopyMode, Features, Mapping, OpenMode, Protection, RegisterMode, Stop, Uffd, page_size};
+//!
+//! let Ok(uffd) = Uffd::open(Features::empty(), OpenMode::UserModeOnly) else { return Ok(()) };
+//! let memory = Mapping::new(page_size() as u64, Protection::READ_WRITE)?;
+//! // SAFETY: nobody else knows of the memory, and nobody touches it before its page is in place.
+//! unsafe { uffd.register(memory.span(), RegisterMode::MISSING) }?;
+//! let page = vec![7; page_size()];
+//! assert!(uffd.copy(memory.span().start(), &page, CopyMode::default()).is_complete());
+//! // SAFETY: within the mapping, and the page is there.
+//! assert_eq!(unsafe { memory.as_ptr().read_volatile() }, 7);
+//! // A second answer to the same question changes nothing, and says why.
+//! assert_eq!(uffd.copy(memory.span().start(), &page, CopyMode::default()).stop, Some(Stop::Present));
+//! # Ok::<(), userswap_uffd::Error>(())
+//! ```
+//!
+//! `examples/demand-paging.rs` serves faults as they come.
+//!
+//! # Building
+//!
+//! In this workspace a Rust toolchain is enough. As a dependency from a registry the crate builds `userfaultfd-sys`, which needs libclang and
+//! the kernel's headers; to do without, patch it with the stand-in in `sys/`.
+//!
+//! # Unsafe
+//!
 //! All `unsafe` about the kernel is here. Of a userfaultfd the unsafe act is [`Uffd::register`]: whoever gives memory into
 //! other hands answers for what those do with it.
 

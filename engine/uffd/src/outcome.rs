@@ -21,7 +21,8 @@ pub enum Stop {
     /// Ask again (`EAGAIN`). With nothing done, an event is unread, or is read and its thread hasn't run since: retry on the
     /// next message and on a timer. With something done, the next try, from there, tells the reason.
     Busy,
-    /// Nothing registered with this userfaultfd is mapped there (`ENOENT`).
+    /// Nothing that is registered is mapped there (`ENOENT`). MOVE alone asks that it be registered with the same userfaultfd: the others also
+    /// fill what *another* userfaultfd of the process has registered.
     Unmapped,
     /// The process has exited (`ESRCH`).
     Gone,

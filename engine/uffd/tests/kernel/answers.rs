@@ -49,7 +49,10 @@ fn partial_copy_and_zeropage() {
 /// Nothing there, nothing registered, nonsense: each has its word.
 #[test]
 fn unmapped_unregistered_and_nonsense() {
-    let Some(mut rig) = Rig::new("unmapped_unregistered_and_nonsense", Features::empty(), 4) else { return };
+    // Alone, as other tests' registered mappings could take the place of what is unmapped.
+    let Some(mut rig) = Rig::alone("unmapped_unregistered_and_nonsense", Features::empty(), 4) else {
+        return;
+    };
     rig.keep_mapped();
     rig.register(rig.pages(0, 2));
     // SAFETY: nobody uses the page.
@@ -89,6 +92,29 @@ fn registered_with_another_is_refused() {
     assert_eq!(error.errno(), Some(libc::EBUSY));
     // Before the first has it again, the same one may register the same range any number of times.
     rig.register(rig.span());
+}
+
+/// Filling reaches any registered memory of the process, whichever userfaultfd has it registered; waking reaches one's own waiters only.
+/// So a page put at an address of before may land in another's range. MOVE asks whose it is.
+#[test]
+fn filling_reaches_ranges_of_another_userfaultfd() {
+    let name = "filling_reaches_ranges_of_another_userfaultfd";
+    let Some(rig) = Rig::new(name, Features::MOVE, 2) else { return };
+    let Some(other) = crate::support::open(name, Features::MOVE, userswap_uffd::OpenMode::Auto) else {
+        return;
+    };
+    rig.register(rig.pages(0, 1));
+    let thread = reader(rig.addr(0));
+    next_fault(&rig.uffd);
+    poke(rig.addr(1), 1);
+    // SAFETY: refused, so nothing moves.
+    let moved = unsafe { other.move_pages(rig.addr(0), rig.addr(1), page_bytes(), MoveMode::default()) };
+    assert_eq!(moved.stop, Some(Stop::Invalid));
+    assert!(other.copy(rig.addr(0), &page_of(7), CopyMode::default()).is_complete());
+    other.wake(rig.pages(0, 1)).unwrap();
+    assert_eq!(waiting(&rig.uffd), (0, 1));
+    rig.uffd.wake(rig.pages(0, 1)).unwrap();
+    assert_eq!(thread.join().unwrap(), 7);
 }
 
 /// A registered range that has become inaccessible still takes pages: what was moved out can come back before mprotect undoes it.

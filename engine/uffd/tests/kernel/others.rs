@@ -126,7 +126,12 @@ fn another_processs_memory_is_read() {
     assert_eq!(process.read_memory_vectored(&many, &mut buf[..3000]).unwrap(), 3000);
     assert!(buf[..3000].iter().all(|byte| *byte == 1));
     let span = Span::from_pages(start, 2).unwrap();
-    assert_eq!(process.madvise(&[span], Advice::Cold).unwrap(), span.len());
+    match process.madvise(&[span], Advice::Cold) {
+        Err(e) if e.errno() == Some(libc::EPERM) => {
+            println!("SKIPPED advice for another process: no CAP_SYS_NICE")
+        }
+        advised => assert_eq!(advised.unwrap(), span.len()),
+    }
     assert_eq!(process.madvise(&[span], Advice::DontNeed).unwrap_err().errno(), Some(libc::EINVAL));
     board.set(1, 1);
     child.exits_with(0);

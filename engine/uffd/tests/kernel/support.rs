@@ -113,7 +113,7 @@ pub(crate) fn open(name: &str, features: Features, mode: OpenMode<'_>) -> Option
             None
         }
         Err(e) => {
-            println!("SKIPPED {name}: no userfaultfd: {e}");
+            println!("SKIPPED {name}: {e}: {:?}", e.errno());
             None
         }
     }
