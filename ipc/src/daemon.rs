@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use userswap_uffd::{RawUffd, Span, SpanError, page_bytes};
+use userswap_uffd::{Features, RawUffd, Span, SpanError, Uffd, page_bytes};
 
 use crate::contract::{
     Contract, GetPartitionAllocSuperPagesUsed, MapArea, MemoryRegion, Method, MovePtesLeavingMapping,
@@ -91,8 +91,7 @@ pub struct Terms<'a> {
 pub struct Adopted {
     /// To give it orders.
     pub link: ClientLink,
-    /// Its userfaultfd, as it was handed over: usually before its handshake. A handshake that is refused with `EINVAL` says that
-    /// the client has made it.
+    /// Its userfaultfd, as it was handed over: usually before its handshake. [`handshake`] is next.
     pub uffd: RawUffd,
     /// Where moved memory may stand.
     pub swap_area: Span,
@@ -129,6 +128,28 @@ pub fn adopt(connection: Connection, terms: &Terms<'_>) -> Result<Adopted, LinkE
     Ok(Adopted { link, uffd, swap_area, staging, gate, peer })
 }
 
+/// Makes the handshake on a client's userfaultfd, asking for `wanted`. One that the client has made itself is taken as it is,
+/// with the three features that the contract has the client ask for.
+///
+/// # Errors
+/// [`LinkError::Uffd`].
+pub fn handshake(uffd: RawUffd, wanted: Features) -> Result<Uffd, LinkError> {
+    let again = uffd.as_fd().try_clone_to_owned().map_err(duplicating)?;
+    match uffd.handshake(wanted) {
+        // Nothing at all was refused in the end, which a fresh one wouldn't be.
+        Err(userswap_uffd::Error::Handshake { source, .. })
+            if source.raw_os_error() == Some(libc::EINVAL) =>
+        {
+            Ok(Uffd::from_handshaken(again, CONTRACT_FEATURES)?)
+        }
+        answer => Ok(answer?),
+    }
+}
+
+/// What the contract has a client ask for that makes the handshake itself.
+pub const CONTRACT_FEATURES: Features =
+    Features::EVENT_UNMAP.union(Features::EVENT_REMAP).union(Features::EVENT_REMOVE);
+
 fn set_up(
     connection: &Connection,
     terms: &Terms<'_>,
@@ -141,13 +162,12 @@ fn set_up(
     let mut setup = Setup::new(offer);
     let mut gate = None;
     let mut buffer = vec![0; MAX_MESSAGE_BYTES];
+    let late = || LinkError::TimedOut { what: "set up", within: terms.setup_timeout };
     loop {
         let envelope = match connection.receive_message(&mut buffer, offer.contract, deadline.left())? {
             Received::Got(envelope) => envelope,
             Received::Closed => return Err(LinkError::Closed),
-            Received::Nothing => {
-                return Err(LinkError::TimedOut { what: "set up", within: terms.setup_timeout });
-            }
+            Received::Nothing => return Err(late()),
         };
         let request = envelope.request;
         match setup.take::<OwnedFd>(envelope.message)? {
@@ -171,6 +191,7 @@ fn set_up(
                 sent?;
                 return Ok((gate, handover));
             }
+            Step::Nothing if deadline.has_passed() => return Err(late()),
             Step::Nothing => {}
         }
     }
@@ -299,13 +320,15 @@ impl ClientLink {
         // Whoever has the turn reads, and keeps the hints for the next call.
         let Some(mut turn) = self.turn.try_lock() else { return Ok(Vec::new()) };
         self.within(&mut turn, |turn| {
-            loop {
+            // A client that never stops is read on the next call.
+            for _ in 0..MOST_HINTS {
                 match self.connection.receive_message(&mut turn.buffer, self.contract, Wait::No)? {
                     Received::Got(envelope) => self.keep_hint(&mut turn.hints, envelope.message)?,
                     Received::Nothing => return Ok(()),
                     Received::Closed => return Err(LinkError::Closed),
                 }
             }
+            Ok(())
         })?;
         Ok(std::mem::take(&mut turn.hints))
     }
@@ -353,6 +376,7 @@ impl ClientLink {
     ) -> Result<R, LinkError> {
         let mut turn = self.turn.lock();
         let deadline = Deadline::new(Wait::For(self.reply_timeout));
+        let late = || LinkError::TimedOut { what: method, within: self.reply_timeout };
         self.within(&mut turn, |turn| {
             turn.last += 1;
             let request = RequestId(turn.last);
@@ -365,10 +389,12 @@ impl ClientLink {
                         return judge(envelope.message);
                     }
                     Received::Got(envelope) => self.keep_hint(&mut turn.hints, envelope.message)?,
-                    Received::Nothing => {
-                        return Err(LinkError::TimedOut { what: method, within: self.reply_timeout });
-                    }
+                    Received::Nothing => return Err(late()),
                     Received::Closed => return Err(LinkError::Closed),
+                }
+                // Hints don't buy time.
+                if deadline.has_passed() {
+                    return Err(late());
                 }
             }
         })

@@ -40,7 +40,7 @@ pub mod wire;
 
 pub use client::{Client, ClientError};
 pub use contract::{Contract, MemoryRegion};
-pub use daemon::{Adopted, ClientLink, LinkError, Terms, adopt};
+pub use daemon::{Adopted, ClientLink, LinkError, Terms, adopt, handshake};
 pub use extension::{Abilities, Epoch};
 pub use gate::{ClientGate, DaemonGate};
 pub use listener::Listener;

@@ -228,14 +228,14 @@ mod tests {
         assert_eq!(stack_pointer("running\n"), None);
     }
 
+    /// That the rest is offered is tested in a process of one thread: where a kernel merges a stack with what lies above it,
+    /// that isn't.
     #[test]
-    fn own_memory_is_offered_and_stacks_are_not() {
-        let large = vec![1_u8; 8 << 20];
-        let address = large.as_ptr().addr() as u64;
+    fn stacks_are_not_offered() {
         let stack = own_stack().unwrap();
         let mut areas = Vec::new();
         OwnMaps { min_bytes: 0 }.areas(&mut areas).unwrap();
-        assert!(areas.iter().any(|area| area.contains(address)));
+        assert!(!areas.is_empty());
         assert!(!areas.iter().any(|area| area.overlaps(&stack)));
     }
 }

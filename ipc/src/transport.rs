@@ -317,6 +317,10 @@ impl Deadline {
         }
     }
 
+    pub(crate) fn has_passed(&self) -> bool {
+        self.at.is_some_and(|at| at <= Instant::now())
+    }
+
     /// What is left of it.
     pub(crate) fn left(&self) -> Wait {
         match self.at {

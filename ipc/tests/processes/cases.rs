@@ -3,7 +3,7 @@
 use std::os::unix::process::ExitStatusExt;
 
 use userswap_ipc::contract::Contract;
-use userswap_ipc::daemon::Punished;
+use userswap_ipc::daemon::{CONTRACT_FEATURES, Punished};
 use userswap_ipc::extension::{DropHow, Epoch, HintKind, MoveRange, MoveResult, MoveStatus, MoveStop, Mover};
 use userswap_ipc::{LinkError, SlotStack};
 use userswap_uffd::{Event, Span, page_bytes};
@@ -15,6 +15,7 @@ type Case = (&'static str, fn() -> Outcome);
 
 pub(crate) const CASES: &[Case] = &[
     ("strict_client_moves_there_and_back", strict_client_moves_there_and_back),
+    ("a_client_that_made_the_handshake_itself", a_client_that_made_the_handshake_itself),
     ("extended_client_moves_by_mremap", extended_client_moves_by_mremap),
     ("extended_client_moves_by_uffdio_move", extended_client_moves_by_uffdio_move),
     ("an_order_of_an_old_epoch_is_not_carried_out", an_order_of_an_old_epoch_is_not_carried_out),
@@ -49,7 +50,16 @@ fn is_remap(event: Event, from: Span, to: u64) {
 }
 
 fn strict_client_moves_there_and_back() -> Outcome {
-    let mut taken = Taken::new(Contract::Strict, None)?;
+    moves_there_and_back(Taken::new(Contract::Strict, None)?)
+}
+
+fn a_client_that_made_the_handshake_itself() -> Outcome {
+    let taken = Taken::named("handshaken", Contract::Strict, None)?;
+    assert_eq!(taken.uffd.features(), CONTRACT_FEATURES);
+    moves_there_and_back(taken)
+}
+
+fn moves_there_and_back(mut taken: Taken) -> Outcome {
     let mut slots = SlotStack::new(taken.swap_area, 16 * page_bytes()).unwrap();
     assert_eq!(slots.total(), 8);
     assert_eq!(taken.link.superpages(Some(0)).unwrap(), []);

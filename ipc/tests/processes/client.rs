@@ -4,6 +4,7 @@ use std::io::BufRead;
 
 use userswap_ipc::client::{Client, SwapAreaSize, UffdSource};
 use userswap_ipc::contract::{Contract, GetPartitionAllocSuperPagesUsed};
+use userswap_ipc::daemon::CONTRACT_FEATURES;
 use userswap_ipc::extension::HintKind;
 use userswap_ipc::receiver::{Areas, Memory, Receiver};
 use userswap_ipc::superpages::{OwnMaps, SUPERPAGE};
@@ -26,17 +27,18 @@ pub(crate) fn run(args: &[String]) {
 }
 
 fn cooperate(contract: &str, path: &str) {
-    let contract = if contract == "strict" { Contract::Strict } else { Contract::Extended };
+    let builder = match contract {
+        "strict" => Client::builder(path).contract(Contract::Strict),
+        "handshaken" => Client::builder(path).contract(Contract::Strict).handshake(CONTRACT_FEATURES),
+        _ => Client::builder(path),
+    };
     let memory = Mapping::new((PAGES * page_size()) as u64, Protection::READ_WRITE).unwrap();
     for index in 0..PAGES {
         // SAFETY: within the mapping, which nobody else knows of yet.
         unsafe { memory.as_ptr().add(index * page_size()).write_bytes(pattern(index), page_size()) };
     }
-    let client = Client::builder(path)
-        .contract(contract)
-        .uffd(UffdSource::Auto)
-        .swap_area(SwapAreaSize { pages_per_region: 16, regions: 8 })
-        .connect();
+    let client =
+        builder.uffd(UffdSource::Auto).swap_area(SwapAreaSize { pages_per_region: 16, regions: 8 }).connect();
     let client = match client {
         Ok(client) => client,
         Err(e) => {

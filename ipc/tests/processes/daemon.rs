@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use userswap_ipc::{
-    Abilities, Adopted, ClientLink, Contract, DaemonGate, Listener, Offer, Peer, Received, Terms, Wait, adopt,
+    Abilities, Adopted, ClientLink, Contract, DaemonGate, Listener, Offer, Peer, Received, Terms, Wait,
+    adopt, handshake,
 };
 use userswap_uffd::{
     CopyMode, Event, Features, Message, RegisterMode, Span, Uffd, open_device, page_bytes, page_size,
@@ -100,9 +101,14 @@ pub(crate) struct Taken {
 impl Taken {
     /// Starts a client and takes it on; `Err` says what this machine lacks.
     pub(crate) fn new(contract: Contract, uid: Option<u32>) -> Result<Self, String> {
+        let name = if contract == Contract::Strict { "strict" } else { "extended" };
+        Self::named(name, contract, uid)
+    }
+
+    /// The same with a client that is told `name` as its way to connect.
+    pub(crate) fn named(name: &str, contract: Contract, uid: Option<u32>) -> Result<Self, String> {
         let path = socket_path();
         let listener = Listener::bind(&path, if uid.is_some() { 0o666 } else { 0o600 }).unwrap();
-        let name = if contract == Contract::Strict { "strict" } else { "extended" };
         let mut process = Process::start(&["cooperate", name, path.to_str().unwrap()], uid)
             .map_err(|e| format!("the client can't be started: {e}"))?;
         let Received::Got(connection) = listener.accept(Wait::For(LONG)).unwrap() else {
@@ -121,7 +127,7 @@ impl Taken {
         let memory = Span::from_pages(start, PAGES as u64).unwrap();
         let Adopted { link, uffd: raw, swap_area, staging, gate, peer } = adopted;
         let wanted = Features::EVENT_REMAP | Features::EVENT_UNMAP | Features::EVENT_REMOVE | Features::MOVE;
-        let uffd = Arc::new(raw.handshake(wanted).unwrap());
+        let uffd = Arc::new(handshake(raw, wanted).unwrap());
         let saved = Arc::new(Mutex::new(HashMap::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let (send, events) = channel();
