@@ -27,7 +27,7 @@ impl Ram {
                 if done.moved_bytes >= budget.bytes {
                     break true;
                 }
-                let Some((mut shard, chunk)) = self.index.chunk(*cursor) else {
+                let Some(mut shard) = self.index.at(*cursor) else {
                     *cursor = Cursor::default();
                     if start == Cursor::default() || wrapped {
                         break false;
@@ -38,14 +38,14 @@ impl Ram {
                 if wrapped && *cursor == start {
                     break false;
                 }
-                let Some(slots) = shard.slots_mut(chunk) else {
+                let Some(slots) = shard.slots_mut(*cursor) else {
                     *cursor = cursor.next_shard();
                     continue;
                 };
                 for slot in slots {
                     done.moved_bytes += self.pack(slot, &ends);
                 }
-                *cursor = cursor.next_chunk();
+                *cursor = cursor.next_group();
             };
         }
         self.give_back();

@@ -23,10 +23,12 @@ use super::pool::{Held, NoRoom};
 const SHARDS: usize = 32;
 const SHARD_BITS: u32 = SHARDS.trailing_zeros();
 const ENTRIES: usize = 256;
+/// So many entries are dealt with under one lock by background work: fetches wait for no more than these to be moved.
+const GROUP: usize = 8;
 const FILLED: u64 = 1 << 63;
 
 /// The table, in shards with a lock each. A fetch reads an object under its shard's lock, shared; the exclusive lock is held for a
-/// few instructions, or while one object is moved.
+/// few instructions, or while background work moves a few objects.
 pub(crate) struct Index {
     shards: Box<[CachePadded<Cell>]>,
 }
@@ -115,9 +117,9 @@ impl Index {
         Some(self.shards.get(id.shard)?.shard.write())
     }
 
-    /// Shard by shard and chunk by chunk, for background work. `None` past the end.
-    pub(crate) fn chunk(&self, cursor: Cursor) -> Option<(RwLockWriteGuard<'_, Shard>, usize)> {
-        Some((self.shards.get(cursor.shard)?.shard.write(), cursor.chunk))
+    /// The shard a cursor is in, for background work. `None` past the end.
+    pub(crate) fn at(&self, cursor: Cursor) -> Option<RwLockWriteGuard<'_, Shard>> {
+        Some(self.shards.get(cursor.shard)?.shard.write())
     }
 
     /// The sums over all shards.
@@ -154,16 +156,17 @@ impl Index {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cursor {
     shard: usize,
-    chunk: usize,
+    /// Which [`GROUP`] of the shard's entries.
+    group: usize,
 }
 
 impl Cursor {
-    pub(crate) fn next_chunk(self) -> Self {
-        Self { chunk: self.chunk + 1, ..self }
+    pub(crate) fn next_group(self) -> Self {
+        Self { group: self.group + 1, ..self }
     }
 
     pub(crate) fn next_shard(self) -> Self {
-        Self { shard: self.shard + 1, chunk: 0 }
+        Self { shard: self.shard + 1, group: 0 }
     }
 }
 
@@ -243,9 +246,11 @@ impl Shard {
         Some(slot)
     }
 
-    /// The slots of a chunk; `None` past the last one.
-    pub(crate) fn slots_mut(&mut self, chunk: usize) -> Option<impl Iterator<Item = &mut Slot>> {
-        let slots = self.chunks.get_mut(chunk)?.as_mut().map(|chunk| chunk.slots.iter_mut());
+    /// The slots of the cursor's group of entries; `None` past the last one.
+    pub(crate) fn slots_mut(&mut self, cursor: Cursor) -> Option<impl Iterator<Item = &mut Slot>> {
+        let (chunk, first) = (cursor.group / (ENTRIES / GROUP), cursor.group % (ENTRIES / GROUP) * GROUP);
+        let chunk = self.chunks.get_mut(chunk)?.as_mut();
+        let slots = chunk.map(|chunk| chunk.slots[first..first + GROUP].iter_mut());
         Some(slots.into_iter().flatten().filter_map(Option::as_mut))
     }
 }
