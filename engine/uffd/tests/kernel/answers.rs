@@ -2,7 +2,7 @@
 
 use userswap_uffd::{
     Advice, Categories, CopyMode, Features, MoveMode, Outcome, Pagemap, Protection, RegisterMode,
-    ScanRequest, Span, Stop, own, page_bytes, page_size,
+    ScanRequest, Span, Stop, cpu, own, page_bytes, page_size,
 };
 
 use crate::support::{
@@ -159,6 +159,40 @@ fn busy_while_an_event_is_unread() {
     assert!(rig.uffd.zeropage(rig.pages(2, 1), false).is_complete());
     assert!(moving().is_complete());
     assert_eq!([1, 2, 3].map(|page| peek(rig.addr(page))), [1, 0, 4]);
+}
+
+/// After the event was read, filling stays impossible for as long as the thread that caused it doesn't run: trying again without letting
+/// go of the CPU can go on for ever.
+#[test]
+fn busy_lasts_until_the_changer_runs() {
+    let name = "busy_lasts_until_the_changer_runs";
+    let Some(rig) = Rig::new(name, EVENTS, 2) else { return };
+    rig.register(rig.span());
+    let cpu = cpu::allowed(None).unwrap()[0];
+    let dropped = rig.pages(0, 1);
+    let changer = std::thread::spawn(move || {
+        cpu::pin(None, &[cpu]).unwrap();
+        // SAFETY: the page is this test's and holds nothing.
+        unsafe { own::madvise(dropped, Advice::DontNeed) }.unwrap();
+    });
+    // On the changer's only CPU, and before it in the queue: it can't run until this thread lets it.
+    let first_in_the_queue = || {
+        cpu::pin(None, &[cpu]).unwrap();
+        until_readable(&rig.uffd);
+        let policy = libc::sched_param { sched_priority: 1 };
+        // SAFETY: changes this thread's scheduling, which ends with it.
+        let granted = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const policy) } == 0;
+        next_event(&rig.uffd);
+        let copy = || rig.uffd.copy(rig.addr(1), &page_of(1), CopyMode::default());
+        granted.then(|| (0..1000).map(|_| copy().stop).collect::<Vec<_>>())
+    };
+    let answers = std::thread::scope(|scope| scope.spawn(first_in_the_queue).join().unwrap());
+    changer.join().unwrap();
+    match answers {
+        Some(answers) => assert_eq!(answers, vec![Some(Stop::Busy); 1000]),
+        None => println!("SKIPPED {name}: no real-time scheduling"),
+    }
+    assert!(rig.uffd.copy(rig.addr(1), &page_of(1), CopyMode::default()).is_complete());
 }
 
 /// Faults are handed out before older events: a handler that serves what it reads, in order, serves a fault before the change

@@ -133,6 +133,11 @@ fn another_processs_memory_is_read() {
         advised => assert_eq!(advised.unwrap(), span.len()),
     }
     assert_eq!(process.madvise(&[span], Advice::DontNeed).unwrap_err().errno(), Some(libc::EINVAL));
+    assert_eq!(
+        drop_anothers(&process, span),
+        Some(libc::EINVAL),
+        "nor does the kernel drop another's memory"
+    );
     board.set(1, 1);
     child.exits_with(0);
     assert!(process.has_exited().unwrap());
@@ -140,6 +145,16 @@ fn another_processs_memory_is_read() {
     assert!(matches!(process.madvise(&[span], Advice::Cold), Err(Error::Gone { .. })));
     assert!(matches!(process.take_descriptor(0), Err(Error::Gone { .. })));
     assert!(matches!(Process::open(child.process.pid()), Err(Error::Gone { .. })));
+}
+
+/// What the kernel itself says to dropping the memory of another process.
+fn drop_anothers(process: &Process, span: Span) -> Option<i32> {
+    let start = std::ptr::without_provenance_mut(usize::try_from(span.start()).unwrap());
+    let range = libc::iovec { iov_base: start, iov_len: span.bytes() };
+    let (fd, advice) = (process.as_fd().as_raw_fd(), libc::MADV_DONTNEED);
+    // SAFETY: the other process is a test's child; it doesn't rely on its memory.
+    let answer = unsafe { libc::syscall(libc::SYS_process_madvise, fd, &raw const range, 1, advice, 0) };
+    if answer < 0 { std::io::Error::last_os_error().raw_os_error() } else { None }
 }
 
 /// After the main thread has left, its number finds no memory; the other threads' numbers do.
