@@ -24,9 +24,9 @@ pub trait Observer: Send + Sync + 'static {
         let _ = (parent, child);
     }
 
-    /// An address space is gone, and all its pages were given up.
-    fn gone(&self, id: SpaceId) {
-        let _ = id;
+    /// An address space is gone or let go of; its pages are given up next. Called on a handler's thread: it must not wait.
+    fn leaving(&self, id: SpaceId, space: &Space) {
+        let _ = (id, space);
     }
 }
 
@@ -305,8 +305,8 @@ impl Shared {
         if let Some(exit) = space.memory().exit() {
             let _ = epoll::delete(&self.epolls[0], exit);
         }
+        self.observer.leaving(id, &space);
         space.close();
-        self.observer.gone(id);
     }
 
     fn ring_bell(&self) {

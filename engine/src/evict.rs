@@ -67,6 +67,8 @@ pub struct EvictWork {
     /// Offsets in the slot, with the generations, of the pages being written.
     writing: Vec<(u32, Generation)>,
     handles: Vec<Option<Handle>>,
+    /// What came of the move that was asked for, until it is recorded.
+    asked: Option<Result<Moved, MemoryError>>,
     lost: Lost,
 }
 
@@ -81,6 +83,7 @@ impl EvictWork {
             bytes: vec![0; slot_pages as usize * page_size()],
             writing: Vec::with_capacity(slot_pages as usize),
             handles: Vec::with_capacity(slot_pages as usize),
+            asked: None,
             lost: Lost::default(),
         }
     }
@@ -150,14 +153,28 @@ impl EvictWork {
         Ok(Some(piece))
     }
 
-    /// Has the planned run moved.
+    /// Has the planned run moved: [`ask`](Self::ask) and [`answer`](Self::answer).
     ///
     /// # Errors
     /// When the order couldn't be given; the pages are their owner's as before.
     pub fn order(&mut self, space: &Space, moved: &mut MovedOut) -> Result<Answer, EvictError> {
-        let Some((_, standing)) = &self.standing else { return Ok(Answer::Moved) };
-        let Some(from) = piece_span(self.piece) else { return Ok(Answer::Moved) };
-        let answer = space.memory().move_out(Order { from, to: standing.slot.span().start() });
+        self.ask(space);
+        self.answer(space, moved)
+    }
+
+    /// Asks for the planned run to be moved. The gate is held, and on until the [`answer`](Self::answer) was recorded.
+    pub fn ask(&mut self, space: &Space) {
+        let Some((_, standing)) = &self.standing else { return };
+        let Some(from) = piece_span(self.piece) else { return };
+        self.asked = Some(space.memory().move_out(Order { from, to: standing.slot.span().start() }));
+    }
+
+    /// Records what came of the planned run, as far as that is known.
+    ///
+    /// # Errors
+    /// When the order couldn't be given; the pages are their owner's as before.
+    pub fn answer(&mut self, space: &Space, moved: &mut MovedOut) -> Result<Answer, EvictError> {
+        let Some(answer) = self.asked.take() else { return Ok(Answer::Moved) };
         match answer {
             Ok(Moved::Ordered) => Ok(Answer::Ordered),
             Ok(Moved::Now(outcome)) => {
@@ -281,6 +298,16 @@ impl EvictWork {
         space.release(&mut self.lost);
     }
 
+    /// How the move of the run, or into the slot taken up, stands.
+    pub fn phase(&self) -> Option<Phase> {
+        self.standing.as_ref().map(|(_, standing)| standing.slot.phase())
+    }
+
+    /// Lets go of the slot without writing it out.
+    pub fn leave_standing(&mut self) {
+        self.standing = None;
+    }
+
     /// Where the planned run ends.
     pub fn end(&self) -> PageIndex {
         self.piece.first.plus(self.piece.pages)
@@ -382,7 +409,7 @@ impl Space {
             if keep == Keep::Stored {
                 self.write_standing(work, moved)?;
             } else {
-                work.standing = None;
+                work.leave_standing();
             }
         }
         Ok(())
@@ -471,7 +498,8 @@ impl Space {
 
     /// Leaves a region's range to the kernel if nothing of it is out and no removal of its pages is pending. The caller
     /// holds the mover.
-    fn unregister_if_back(&self, region: &Region) -> Result<(), MemoryError> {
+    #[doc(hidden)]
+    pub fn unregister_if_back(&self, region: &Region) -> Result<(), MemoryError> {
         let mut present = Vec::new();
         let directory = self.shared();
         if directory.is_closed() {
@@ -507,7 +535,8 @@ impl Space {
     }
 }
 
-fn still_there(directory: &Directory, region: &Arc<Region>, piece: Piece) -> bool {
+/// Whether a part is where it was found. The gate is held.
+pub fn still_there(directory: &Directory, region: &Arc<Region>, piece: Piece) -> bool {
     directory.find(piece.addr).is_some_and(|(found, page)| Arc::ptr_eq(found, region) && page == piece.first)
 }
 

@@ -54,6 +54,13 @@ struct Lineage {
     generation: AtomicU32,
 }
 
+/// What an address space starts with.
+struct Books {
+    directory: Directory,
+    names: SlotNames,
+    counts: Counts,
+}
+
 /// What went wrong so far.
 #[derive(Default)]
 struct Troubles {
@@ -74,7 +81,8 @@ impl Space {
         slot_pages: u32,
     ) -> Arc<Self> {
         let lineage = Arc::new(Lineage { owner, generation: AtomicU32::new(0) });
-        Self::build(memory, store, shares, lineage, slot_pages, Directory::default(), SlotNames::default())
+        let books = Books { directory: Directory::default(), names: SlotNames::default(), counts: Counts::default() };
+        Self::build(memory, store, shares, lineage, slot_pages, books)
     }
 
     fn build(
@@ -83,9 +91,9 @@ impl Space {
         shares: Arc<Shares>,
         lineage: Arc<Lineage>,
         slot_pages: u32,
-        directory: Directory,
-        names: SlotNames,
+        books: Books,
     ) -> Arc<Self> {
+        let Books { directory, names, counts } = books;
         let pool = SlotPool::new(memory.slot_area(), slot_pages, page_size() as u64);
         Arc::new(Self {
             memory,
@@ -102,7 +110,7 @@ impl Space {
             lineage,
             next_region: AtomicU32::new(0),
             key_bases: RwLock::new(HashMap::new()),
-            counts: Counts::default(),
+            counts,
             broken_promise: AtomicBool::new(false),
             troubles: Troubles::default(),
             kick: OnceLock::new(),
@@ -122,6 +130,16 @@ impl Space {
     /// Whether the store may answer later rather than at once.
     pub fn may_wait(&self) -> bool {
         self.may_wait
+    }
+
+    /// Its slots.
+    pub fn slots(&self) -> &Arc<SlotPool> {
+        &self.pool
+    }
+
+    /// The slots that can be written out, longest-standing first.
+    pub fn ready_slots(&self) -> Vec<(SlotId, Standing)> {
+        self.names.lock().by_age()
     }
 
     /// How often each transition was taken.
@@ -165,6 +183,29 @@ impl Space {
             piece: Piece { first: PageIndex(0), pages, addr: span.start() },
         });
         Ok(region)
+    }
+
+    /// Puts into care what of a range isn't yet, as regions of their own. Returns the bytes that are new.
+    ///
+    /// # Errors
+    /// As [`manage`](Self::manage).
+    pub fn manage_new(&self, span: Span) -> Result<u64, MemoryError> {
+        let mut from = span.start();
+        let mut taken = 0;
+        let held: Vec<(u64, u64)> = self
+            .shared()
+            .parts(span)
+            .iter()
+            .map(|part| (part.piece.addr, part.piece.addr + bytes_of(part.piece.pages)))
+            .collect();
+        for (start, end) in held.into_iter().chain([(span.end(), span.end())]) {
+            if let Ok(gap) = Span::between(from, start) {
+                self.manage(gap)?;
+                taken += gap.len();
+            }
+            from = end;
+        }
+        Ok(taken)
     }
 
     /// The identity the bytes of a page are stored under.
@@ -339,12 +380,10 @@ impl Space {
             Arc::clone(&self.shares),
             Arc::clone(&self.lineage),
             self.pool.slot_pages(),
-            child,
-            names,
+            Books { directory: child, names, counts },
         );
         space.next_region.store(self.next_region.load(Ordering::Relaxed), Ordering::Relaxed);
         space.key_bases.write().clone_from(&self.key_bases.read());
-        space.counts.add(&counts);
         space
     }
 

@@ -1,1 +1,8 @@
 //! Pure decisions for userswap: what to move, when, within which budget.
+//!
+//! Nothing here does I/O or reads a clock; everything is a function of what is passed in.
+#![forbid(unsafe_code)]
+
+mod budget;
+
+pub use budget::{Budget, Demand};

@@ -1,3 +1,7 @@
 //! Whole-system tests against the real kernel, one module a behaviour.
 
+#![allow(clippy::unwrap_used)]
+
+mod child;
+mod client;
 mod region;

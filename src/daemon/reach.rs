@@ -1,0 +1,151 @@
+//! Reaching a client's memory: what its userfaultfd can't do, its agent is told to, or another system call does.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use userswap_engine::memory::{MemoryError, Moved, Order};
+use userswap_engine::watched::{Reach, refused};
+use userswap_ipc::extension::{DropHow, MAX_DROPS, MoveRange, MoveStop, Mover};
+use userswap_ipc::{Abilities, ClientLink, Epoch, LinkError};
+use userswap_uffd::{Outcome, Pagemap, Process, RegisterMode, Span, Stop, Uffd};
+
+/// Reaches the memory of a process at the other end of a connection.
+pub(crate) struct ClientReach {
+    /// `None` for a forked child that hasn't connected: it can't be told anything.
+    told: Option<Told>,
+}
+
+struct Told {
+    link: Arc<ClientLink>,
+    process: Process,
+    pagemap: Pagemap,
+    slots: Span,
+    slot_pages: u32,
+}
+
+impl ClientReach {
+    /// Through `link`, with slots cut from `slots`.
+    pub(crate) fn new(
+        link: Arc<ClientLink>,
+        process: Process,
+        pagemap: Pagemap,
+        slots: Span,
+        slot_pages: u32,
+    ) -> Self {
+        Self { told: Some(Told { link, process, pagemap, slots, slot_pages }) }
+    }
+
+    fn told(&self) -> Result<&Told, MemoryError> {
+        self.told.as_ref().ok_or(MemoryError::Gone)
+    }
+}
+
+impl Told {
+    /// Whether its agent moves pages by UFFDIO_MOVE.
+    fn moves(&self) -> bool {
+        self.link.abilities().contains(Abilities::UFFD_MOVE)
+    }
+}
+
+// SAFETY: needed by the trait's promise. Managed ranges belong to another process, whose memory no reference here knows.
+unsafe impl Reach for ClientReach {
+    fn resident(&self, span: Span, present: &mut Vec<bool>) -> Result<(), MemoryError> {
+        let mut entries = Vec::new();
+        self.told()?
+            .pagemap
+            .entries(span, &mut entries)
+            .map_err(|error| refused("looking at", span, error))?;
+        present.clear();
+        // What the kernel has swapped out is its own business.
+        present.extend(entries.iter().map(|entry| entry.present()));
+        Ok(())
+    }
+
+    fn slot_area(&self) -> Option<Span> {
+        self.told.as_ref().map(|told| told.slots)
+    }
+
+    fn slot_pages(&self) -> Option<u32> {
+        self.told.as_ref().map(|told| told.slot_pages)
+    }
+
+    fn move_out(&self, uffd: &Uffd, order: Order) -> Result<Moved, MemoryError> {
+        let told = self.told()?;
+        if !told.moves() {
+            told.link.move_ptes(order.from, order.to).map_err(|error| unlinked("moving", order.from, &error))?;
+            return Ok(Moved::Ordered);
+        }
+        let slot = Span::new(order.to, order.from.len())
+            .map_err(|error| MemoryError::Refused { doing: "moving to", span: order.from, reason: error.to_string() })?;
+        // SAFETY: needed because its missing pages become ours to fill; it is the client's staging area, made for this.
+        unsafe { uffd.register(slot, RegisterMode::MISSING) }
+            .map_err(|error| refused("registering", slot, error))?;
+        let range = MoveRange { src: order.from.start(), len: order.from.len(), dest: order.to };
+        let reply = told
+            .link
+            .move_ranges(Epoch::default(), Mover::UffdMove, &[range])
+            .map_err(|error| unlinked("moving", order.from, &error))?;
+        let result = reply.results.first().copied();
+        Ok(Moved::Now(result.map_or(Outcome { done: 0, stop: Some(Stop::Busy) }, |result| Outcome {
+            done: result.moved,
+            stop: stop_of(result.stop),
+        })))
+    }
+
+    fn read_slot(&self, addr: u64, out: &mut [u8]) -> Result<(), MemoryError> {
+        let told = self.told()?;
+        match told.process.read_memory(addr, out) {
+            Ok(read) if read == out.len() => Ok(()),
+            Ok(_) => Err(MemoryError::Gone),
+            Err(error) => {
+                tracing::debug!(%error, "reading a slot");
+                Err(MemoryError::Gone)
+            }
+        }
+    }
+
+    fn empty_slots(&self, slots: &[Span]) -> Result<(), MemoryError> {
+        let told = self.told()?;
+        if told.moves() {
+            for some in slots.chunks(MAX_DROPS) {
+                told.link
+                    .drop_areas(some, DropHow::DontNeed)
+                    .map_err(|error| unlinked("emptying", some[0], &error))?;
+            }
+        } else {
+            for slot in slots {
+                // One-way, but in order: a later move into the slot comes after it.
+                told.link.map_area(*slot).map_err(|error| unlinked("emptying", *slot, &error))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn child(&self) -> Self {
+        Self { told: None }
+    }
+
+    fn exit(&self) -> Option<BorrowedFd<'_>> {
+        self.told.as_ref().map(|told| told.process.as_fd())
+    }
+}
+
+fn stop_of(stop: MoveStop) -> Option<Stop> {
+    match stop {
+        MoveStop::None => None,
+        MoveStop::Present => Some(Stop::Present),
+        MoveStop::Busy => Some(Stop::Busy),
+        MoveStop::Unmapped => Some(Stop::Unmapped),
+        MoveStop::Pinned => Some(Stop::Pinned),
+        MoveStop::Hole => Some(Stop::Hole),
+        MoveStop::NoMemory => Some(Stop::NoMemory),
+        MoveStop::Refused => Some(Stop::Invalid),
+    }
+}
+
+fn unlinked(doing: &'static str, span: Span, error: &LinkError) -> MemoryError {
+    match error {
+        LinkError::Closed => MemoryError::Gone,
+        other => MemoryError::Refused { doing, span, reason: other.to_string() },
+    }
+}

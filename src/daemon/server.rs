@@ -1,0 +1,450 @@
+//! The server: who listens, who is served, what can be asked of it.
+
+use super::admission::{Admission, Admitted};
+use super::builder::ServerBuilder;
+use super::steward::{Steward, Task};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use userswap_engine::core::Counts;
+use userswap_engine::{Engine, EvictError, MemoryError, MovedOut, Observer, Space, SpaceId};
+use userswap_ipc::{ClientLink, Connection, Listener, Received, Wait};
+use userswap_policy::Budget;
+use userswap_store::Store;
+use userswap_uffd::page_bytes;
+
+/// Why the server, or something asked of it, failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// Listening, or talking to a client.
+    #[error(transparent)]
+    Transport(#[from] userswap_ipc::TransportError),
+    /// A client was not taken on.
+    #[error(transparent)]
+    Link(#[from] userswap_ipc::LinkError),
+    /// The kernel refused something about a client.
+    #[error(transparent)]
+    Kernel(#[from] userswap_uffd::Error),
+    /// Threads, memory or descriptors could not be had.
+    #[error("{doing}")]
+    Start {
+        /// What was being done.
+        doing: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A client's user isn't allowed.
+    #[error("process {pid} of user {uid} is not allowed here; start the daemon with that user allowed")]
+    NotAllowed {
+        /// The client.
+        pid: u32,
+        /// Its user.
+        uid: u32,
+    },
+    /// A client's page table can't be read; it is left alone for good.
+    #[error("the page table of process {pid} can't be read (the daemon needs CAP_SYS_PTRACE)")]
+    NoPagemap {
+        /// The client.
+        pid: u32,
+        /// Why.
+        source: userswap_uffd::Error,
+    },
+    /// A client's swap area is too small for one slot.
+    #[error("a swap area of {bytes} bytes is too small for one slot")]
+    SmallArea {
+        /// Its size.
+        bytes: u64,
+    },
+    /// No such client.
+    #[error("process {pid} is no client")]
+    NoClient {
+        /// The process asked for.
+        pid: u32,
+    },
+    /// Moving out stopped.
+    #[error(transparent)]
+    Evict(#[from] EvictError),
+    /// The client is gone.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+}
+
+/// One client, for whoever wants to know.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ClientStatus {
+    /// Its process, 0 for a forked child that hasn't said who it is.
+    pub pid: u32,
+    /// Its address space in the engine.
+    pub space: SpaceId,
+    /// Bytes in care.
+    pub managed_bytes: u64,
+    /// Bytes out of its memory, standing in slots or stored.
+    pub out_bytes: u64,
+    /// Of these, bytes still standing in slots.
+    pub standby_bytes: u64,
+}
+
+/// Sums over all clients there were and are.
+#[derive(Clone, Debug, Default)]
+pub struct Total {
+    /// How often each transition was taken.
+    pub counts: Counts,
+    /// Fetches the store could not serve.
+    pub store_errors: u64,
+    /// Pages lost for it.
+    pub poisoned_pages: u64,
+}
+
+/// Serves clients until it is dropped.
+///
+/// Dropping it without [`drain`](Self::drain) leaves clients that have memory out waiting for ever when they touch it.
+pub struct Server {
+    inner: Arc<Inner>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+pub(super) struct Inner {
+    engine: OnceLock<Engine>,
+    pub(super) admission: Admission,
+    pub(super) budget: Mutex<Budget>,
+    pub(super) standby: bool,
+    listener: Option<Listener>,
+    clients: Mutex<HashMap<SpaceId, Arc<ClientEntry>>>,
+    /// Stewards of clients that are gone, to be joined.
+    past: Mutex<Vec<Steward>>,
+    total: Mutex<Total>,
+    refused: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// One client.
+pub(super) struct ClientEntry {
+    pub(super) pid: u32,
+    pub(super) space: Arc<Space>,
+    pub(super) link: Arc<ClientLink>,
+    steward: Mutex<Option<Steward>>,
+}
+
+impl Server {
+    /// Settings for a server over `store`.
+    pub fn builder(store: Arc<dyn Store>) -> ServerBuilder {
+        ServerBuilder::new(store)
+    }
+
+    pub(super) fn start(builder: ServerBuilder) -> Result<Self, ServerError> {
+        let listener = match &builder.path {
+            Some(path) => Some(Listener::bind(path, builder.mode)?),
+            None => None,
+        };
+        let inner = Arc::new(Inner {
+            engine: OnceLock::new(),
+            admission: builder.admission(),
+            budget: Mutex::new(builder.budget),
+            standby: builder.standby,
+            listener,
+            clients: Mutex::new(HashMap::new()),
+            past: Mutex::new(Vec::new()),
+            total: Mutex::new(Total::default()),
+            refused: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+        });
+        let engine = builder.engine(Arc::new(Watcher(Arc::downgrade(&inner))))?;
+        let _ = inner.engine.set(engine);
+        let serving = Arc::clone(&inner);
+        let acceptor = std::thread::Builder::new()
+            .name("userswap-accept".into())
+            .spawn(move || serving.accept())
+            .map_err(|source| ServerError::Start { doing: "starting the acceptor", source })?;
+        Ok(Self { inner, acceptor: Some(acceptor) })
+    }
+
+    /// Takes a client on over a connection that is there already. Returns its process.
+    ///
+    /// # Errors
+    /// Why it wasn't taken on.
+    pub fn adopt(&self, connection: Connection) -> Result<u32, ServerError> {
+        self.inner.admit(connection)
+    }
+
+    /// The engine, for memory that doesn't come by a connection.
+    pub fn engine(&self) -> &Engine {
+        self.inner.engine()
+    }
+
+    /// Every client now.
+    pub fn clients(&self) -> Vec<ClientStatus> {
+        self.inner.statuses()
+    }
+
+    /// Moves out up to `bytes` (all there is, with `None`) of a client's memory. Returns when they are out.
+    ///
+    /// # Errors
+    /// [`ServerError::NoClient`], or why it stopped early.
+    pub fn evict(&self, pid: u32, bytes: Option<u64>) -> Result<MovedOut, ServerError> {
+        let entry = self.inner.client(pid)?;
+        entry.ask(|answer| Task::Evict { bytes, answer })?
+    }
+
+    /// Brings all of a client's memory back. Returns the bytes.
+    ///
+    /// # Errors
+    /// [`ServerError::NoClient`], or that it is gone.
+    pub fn restore(&self, pid: u32) -> Result<u64, ServerError> {
+        let entry = self.inner.client(pid)?;
+        entry.ask(|answer| Task::Restore { answer })?
+    }
+
+    /// Changes the limits.
+    pub fn set_budget(&self, budget: Budget) {
+        *self.inner.budget.lock() = budget;
+        for entry in self.inner.entries() {
+            entry.nudge();
+        }
+    }
+
+    /// Takes nobody on any more, brings everything back, and lets every client go.
+    ///
+    /// # Errors
+    /// That of the first client that couldn't be brought back and isn't gone; it is still served.
+    pub fn drain(&self) -> Result<(), ServerError> {
+        self.inner.close_door();
+        self.set_budget(Budget::default());
+        let mut failed = None;
+        for entry in self.inner.entries() {
+            match entry.ask(|answer| Task::Restore { answer }) {
+                Ok(Ok(_)) => entry.link.disconnect(),
+                Ok(Err(ServerError::Memory(MemoryError::Gone))) | Err(_) => {}
+                Ok(Err(error)) => failed = Some(error),
+            }
+        }
+        let engine = self.inner.engine();
+        for (id, space) in engine.spaces() {
+            if failed.is_none() {
+                match engine.bring_back_all(&space) {
+                    Ok(_) | Err(MemoryError::Gone) => engine.forget(id),
+                    Err(error) => failed = Some(error.into()),
+                }
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Sums over all clients, past ones included.
+    pub fn total(&self) -> Total {
+        let past = self.inner.total.lock();
+        let total = Total {
+            counts: Counts::default(),
+            store_errors: past.store_errors,
+            poisoned_pages: past.poisoned_pages,
+        };
+        total.counts.add(&past.counts);
+        drop(past);
+        let mut total = total;
+        for (_, space) in self.inner.engine().spaces() {
+            total.add(&space);
+        }
+        total
+    }
+
+    /// Connections that were turned away.
+    pub fn refused(&self) -> u64 {
+        self.inner.refused.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.inner.close_door();
+        if let Some(acceptor) = self.acceptor.take() {
+            let _ = acceptor.join();
+        }
+        for entry in self.inner.entries() {
+            entry.link.disconnect();
+            entry.stop();
+        }
+        self.inner.past.lock().clear();
+        for (id, _) in self.inner.engine().spaces() {
+            self.inner.engine().forget(id);
+        }
+    }
+}
+
+impl Total {
+    fn add(&mut self, space: &Space) {
+        self.counts.add(space.counts());
+        let (store_errors, poisoned) = space.troubles();
+        self.store_errors += store_errors;
+        self.poisoned_pages += poisoned;
+    }
+}
+
+impl Inner {
+    /// Set before anybody can ask.
+    #[allow(clippy::unwrap_used)]
+    pub(super) fn engine(&self) -> &Engine {
+        self.engine.get().unwrap()
+    }
+
+    fn close_door(&self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(listener) = &self.listener {
+            listener.shut_down();
+        }
+    }
+
+    fn accept(self: &Arc<Self>) {
+        let sweep = Duration::from_secs(1);
+        while !self.stop.load(Ordering::Acquire) {
+            // Children that never connect are known to be gone only by looking.
+            self.engine().sweep();
+            self.past.lock().retain(|steward| !steward.is_over());
+            let Some(listener) = &self.listener else {
+                std::thread::sleep(Duration::from_millis(100));
+                continue;
+            };
+            match listener.accept(Wait::For(sweep)) {
+                Ok(Received::Got(connection)) => {
+                    let inner = Arc::clone(self);
+                    let admitting = std::thread::Builder::new().name("userswap-admit".into()).spawn(move || {
+                        if let Err(error) = inner.admit(connection) {
+                            inner.refused.fetch_add(1, Ordering::Relaxed);
+                            tracing::warn!(error = %chain(&error), "a client was not taken on");
+                        }
+                    });
+                    if let Err(error) = admitting {
+                        tracing::warn!(%error, "no thread to take a client on with");
+                    }
+                }
+                Ok(Received::Nothing) => {}
+                Ok(Received::Closed) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "accepting");
+                    std::thread::sleep(sweep);
+                }
+            }
+        }
+    }
+
+    fn admit(self: &Arc<Self>, connection: Connection) -> Result<u32, ServerError> {
+        let Admitted { link, peer, memory } = self.admission.admit(connection)?;
+        let pid = peer.pid();
+        // Held over the adoption, so that whoever is told of the exit finds the entry.
+        let mut clients = self.clients.lock();
+        let (id, space) = self
+            .engine()
+            .adopt(memory)
+            .map_err(|source| ServerError::Start { doing: "watching a client", source })?;
+        let entry = Arc::new(ClientEntry { pid, space, link, steward: Mutex::new(None) });
+        let steward = Steward::start(Arc::downgrade(self), Arc::clone(&entry), peer)
+            .map_err(|source| ServerError::Start { doing: "starting a steward", source });
+        match steward {
+            Ok(steward) => *entry.steward.lock() = Some(steward),
+            Err(error) => {
+                drop(clients);
+                self.engine().forget(id);
+                return Err(error);
+            }
+        }
+        clients.insert(id, entry);
+        tracing::info!(pid, "client taken on");
+        Ok(pid)
+    }
+
+    fn client(&self, pid: u32) -> Result<Arc<ClientEntry>, ServerError> {
+        self.entries().into_iter().find(|entry| entry.pid == pid).ok_or(ServerError::NoClient { pid })
+    }
+
+    pub(super) fn entries(&self) -> Vec<Arc<ClientEntry>> {
+        self.clients.lock().values().cloned().collect()
+    }
+
+    fn statuses(&self) -> Vec<ClientStatus> {
+        let clients = self.clients.lock();
+        let pids: HashMap<SpaceId, u32> = clients.iter().map(|(id, entry)| (*id, entry.pid)).collect();
+        drop(clients);
+        let mut statuses: Vec<ClientStatus> = self
+            .engine()
+            .spaces()
+            .into_iter()
+            .map(|(id, space)| {
+                let usage = space.usage();
+                ClientStatus {
+                    pid: pids.get(&id).copied().unwrap_or(0),
+                    space: id,
+                    managed_bytes: usage.managed * page_bytes(),
+                    out_bytes: usage.out * page_bytes(),
+                    standby_bytes: usage.standby * page_bytes(),
+                }
+            })
+            .collect();
+        statuses.sort_unstable_by_key(|status| status.space);
+        statuses
+    }
+}
+
+impl ClientEntry {
+    /// Has the client's steward do something and waits for what came of it.
+    fn ask<T>(
+        &self,
+        task: impl FnOnce(crossbeam::channel::Sender<T>) -> Task,
+    ) -> Result<T, ServerError> {
+        let gone = || ServerError::NoClient { pid: self.pid };
+        let (answer, answered) = crossbeam::channel::bounded(1);
+        let tasks = self.steward.lock().as_ref().map(Steward::tasks).ok_or_else(gone)?;
+        tasks.send(task(answer)).map_err(|_| gone())?;
+        answered.recv().map_err(|_| gone())
+    }
+
+    /// Has the steward look at the budget again.
+    fn nudge(&self) {
+        if let Some(steward) = &*self.steward.lock() {
+            let _ = steward.tasks().send(Task::Look);
+        }
+    }
+
+    /// Ends its steward and waits for that.
+    fn stop(&self) {
+        let steward = self.steward.lock().take();
+        drop(steward);
+    }
+}
+
+/// Tells the server what the engine sees.
+struct Watcher(Weak<Inner>);
+
+impl Observer for Watcher {
+    fn forked(&self, parent: SpaceId, child: SpaceId) {
+        tracing::info!(parent = parent.0, child = child.0, "a client forked");
+    }
+
+    fn leaving(&self, id: SpaceId, space: &Space) {
+        let Some(inner) = self.0.upgrade() else { return };
+        inner.total.lock().add(space);
+        let Some(entry) = inner.clients.lock().remove(&id) else { return };
+        tracing::info!(pid = entry.pid, "client gone");
+        // Whoever waits for its answer, the steward first of all, learns it from the link.
+        entry.link.disconnect();
+        let steward = entry.steward.lock().take();
+        if let Some(steward) = steward {
+            steward.end();
+            inner.past.lock().push(steward);
+        }
+    }
+}
+
+/// An error with its reasons.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(reason) = source {
+        text.push_str(": ");
+        text.push_str(&reason.to_string());
+        source = reason.source();
+    }
+    text
+}
