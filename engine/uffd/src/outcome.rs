@@ -28,7 +28,7 @@ pub enum Stop {
     Gone,
     /// MOVE only: the page is pinned or shared with a fork (`EBUSY`).
     Pinned,
-    /// MOVE only: the source has no page there, or isn't mapped (`ENOENT`).
+    /// MOVE only: the source has no page there, or one of the sides isn't mapped at all (`ENOENT`).
     Hole,
     /// No memory for the page (`ENOMEM`).
     NoMemory,

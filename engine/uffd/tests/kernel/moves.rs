@@ -94,8 +94,10 @@ fn moves_that_make_no_sense() {
     poke(from, 1);
     // SAFETY: refused, so nothing moves.
     let moving = |dst: u64, src: u64, len: u64| unsafe { rig.uffd.move_pages(dst, src, len, PLAIN) }.stop;
-    assert!(matches!(moving(rig.addr(0), from, page_bytes()), Some(Stop::Invalid | Stop::Hole)));
+    assert_eq!(moving(rig.addr(0), from, page_bytes()), Some(Stop::Invalid));
     rig.register(rig.span());
+    assert_eq!(moving(rig.addr(0), 0x10_0000, page_bytes()), Some(Stop::Hole), "nothing mapped there");
+    assert_eq!(moving(0x10_0000, from, page_bytes()), Some(Stop::Hole), "on the other side neither");
     assert_eq!(moving(rig.addr(0) + 1, from, page_bytes()), Some(Stop::Invalid));
     assert_eq!(moving(rig.addr(0), from, 0), Some(Stop::Invalid));
     // SAFETY: nobody writes to the page meanwhile.
