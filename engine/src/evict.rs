@@ -179,7 +179,8 @@ impl EvictWork {
             Ok(Moved::Ordered) => Ok(Answer::Ordered),
             Ok(Moved::Now(outcome)) => {
                 // Before its pages can be recalled from it: who reads a hole in a slot that is still registered waits for us.
-                let settled = space.memory().settle_slot(standing.slot.span());
+                let slot = self.standing.as_ref().map(|(_, standing)| standing.slot.span());
+                let settled = slot.map_or(Ok(()), |slot| space.memory().settle_slot(slot));
                 let done = u32::try_from(outcome.done / page_size() as u64).unwrap_or(0).min(self.piece.pages);
                 self.record(space, done);
                 moved.moved += u64::from(done);
