@@ -4,19 +4,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use userswap_uffd::{Features, RawUffd, Span, SpanError, Uffd, page_bytes};
+use userswap_uffd::{Features, RawUffd, Span, Uffd};
 
 use crate::contract::{
     Contract, GetPartitionAllocSuperPagesUsed, MapArea, MemoryRegion, Method, MovePtesLeavingMapping,
 };
 use crate::extension::{
-    Abilities, Drop, DropHow, Epoch, Hint, MAX_DROPS, MAX_MOVES, Move, MoveRange, MoveReply, MoveStatus,
-    MoveStop, Mover,
+    Abilities, Drop, DropHow, Epoch, Hint, MAX_DROPS, MAX_MOVES, Move, MoveRange, MoveReply, Mover,
 };
 use crate::gate::{DaemonGate, GateError};
 use crate::peer::Peer;
+use crate::replies::{check_moved, check_superpages};
 use crate::setup::{Handover, Offer, Setup, SetupError, Step};
-use crate::superpages::SUPERPAGE;
 use crate::transport::{Connection, Deadline, Received, TransportError, Wait};
 use crate::wire::{MAX_MESSAGE_BYTES, RequestId, ToClient, ToDaemon};
 
@@ -101,6 +100,44 @@ pub struct Adopted {
     pub gate: Option<DaemonGate>,
     /// Who it is.
     pub peer: Peer,
+    /// What its agent told, if it is a program that knows nothing of it. Its sentinel is to be registered before anything moves.
+    pub program: Option<Program>,
+}
+
+/// A forked child of a program that knows nothing of it, asking for its userfaultfd.
+#[derive(Debug)]
+pub struct Child {
+    /// To give it orders, once [`Child::settle`] was called.
+    pub link: ClientLink,
+    /// What its agent told.
+    pub program: Program,
+    /// Where UFFDIO_MOVE may move to.
+    pub staging: Option<Span>,
+    /// The gate shared with it.
+    pub gate: Option<DaemonGate>,
+    /// Who it is.
+    pub peer: Peer,
+    request: RequestId,
+}
+
+impl Child {
+    /// Gives it its userfaultfd: the one on which the fault by [`Program::tid`] in [`Program::sentinel`] arrived.
+    ///
+    /// # Errors
+    /// [`LinkError::Transport`]; the link is broken.
+    pub fn settle(&self, uffd: BorrowedFd<'_>) -> Result<(), LinkError> {
+        let uffd = uffd.try_clone_to_owned().map_err(duplicating)?;
+        self.link.answer(ToClient::Enlisted(AgentReply { uffd: Some(uffd) }), self.request)
+    }
+}
+
+/// Who came.
+#[derive(Debug)]
+pub enum Arrival {
+    /// A client with a userfaultfd of its own.
+    Client(Adopted),
+    /// A child whose userfaultfd is here already, or will be when its parent's EVENT_FORK is read.
+    Child(Child),
 }
 
 /// Takes a client on: answers its calls until it has handed over its userfaultfd. Blocks for [`Terms::setup_timeout`] at most.
@@ -108,24 +145,46 @@ pub struct Adopted {
 /// # Errors
 /// Why it isn't taken; the connection is closed, after the reply to `TransferUserfaultFD` if that was called.
 pub fn adopt(connection: Connection, terms: &Terms<'_>) -> Result<Adopted, LinkError> {
+    match receive(connection, terms)? {
+        Arrival::Client(adopted) => Ok(adopted),
+        Arrival::Child(_) => Err(SetupError::OutOfTurn { what: "Agent of a child" }.into()),
+    }
+}
+
+/// As [`adopt`], but takes forked children, too: for a daemon that offers [`Abilities::AGENT`].
+///
+/// # Errors
+/// As [`adopt`].
+pub fn receive(connection: Connection, terms: &Terms<'_>) -> Result<Arrival, LinkError> {
     let peer = Peer::of(&connection)?;
-    let (gate, handover) = set_up(&connection, terms)?;
-    let Handover { uffd, swap_area, staging, abilities } = handover;
-    let uffd = RawUffd::from_fd(uffd)?;
-    let link = ClientLink {
+    let (gate, came) = set_up(&connection, terms)?;
+    let link = |abilities, swap_area| ClientLink {
         connection,
         contract: terms.offer.contract,
         abilities,
         reply_timeout: terms.reply_timeout,
         swap_area,
-        turn: Mutex::new(Turn {
-            last: 0,
-            broken: false,
-            hints: Vec::new(),
-            buffer: vec![0; MAX_MESSAGE_BYTES],
-        }),
+        turn: Mutex::new(Turn::default()),
     };
-    Ok(Adopted { link, uffd, swap_area, staging, gate, peer })
+    match came {
+        Came::Client(handover) => {
+            let Handover { uffd, swap_area, staging, abilities, program } = handover;
+            let uffd = RawUffd::from_fd(uffd)?;
+            let link = link(abilities, Some(swap_area));
+            Ok(Arrival::Client(Adopted { link, uffd, swap_area, staging, gate, peer, program }))
+        }
+        Came::Child(claim, request) => {
+            let Claim { program, staging, abilities } = claim;
+            let link = link(abilities, None);
+            Ok(Arrival::Child(Child { link, program, staging, gate, peer, request }))
+        }
+    }
+}
+
+/// How setting up ended.
+enum Came {
+    Client(Handover<OwnedFd>),
+    Child(Claim, RequestId),
 }
 
 /// Makes the handshake on a client's userfaultfd, asking for `wanted`. One that the client has made itself is taken as it is,
@@ -153,7 +212,7 @@ pub const CONTRACT_FEATURES: Features =
 fn set_up(
     connection: &Connection,
     terms: &Terms<'_>,
-) -> Result<(Option<DaemonGate>, Handover<OwnedFd>), LinkError> {
+) -> Result<(Option<DaemonGate>, Came), LinkError> {
     let mut offer = terms.offer;
     if terms.device.is_none() {
         offer.abilities -= Abilities::DEVICE;
@@ -189,8 +248,9 @@ fn set_up(
                 let sent = connection.send_message(reply, request, deadline.left());
                 let handover = handover?;
                 sent?;
-                return Ok((gate, handover));
+                return Ok((gate, Came::Client(handover)));
             }
+            Step::Child(claim) => return Ok((gate, Came::Child(claim, request))),
             Step::Nothing if deadline.has_passed() => return Err(late()),
             Step::Nothing => {}
         }
@@ -210,7 +270,7 @@ pub struct ClientLink {
     contract: Contract,
     abilities: Abilities,
     reply_timeout: Duration,
-    swap_area: Span,
+    swap_area: Option<Span>,
     turn: Mutex<Turn>,
 }
 
@@ -429,7 +489,12 @@ impl ClientLink {
             ToDaemon::TransferUserfaultFd(_) => "TransferUserfaultFD",
             ToDaemon::Hello(_) => "Hello",
             ToDaemon::Staging(_) => "Staging",
-            ToDaemon::SuperPagesUsed(_) | ToDaemon::Moved(_) | ToDaemon::Dropped => "a reply",
+            ToDaemon::Agent(_) => "Agent",
+            ToDaemon::Exclude(_) => "Exclude",
+            ToDaemon::Retire(_) => "Retire",
+            ToDaemon::SuperPagesUsed(_) | ToDaemon::Moved(_) | ToDaemon::Dropped | ToDaemon::Unshared => {
+                "a reply"
+            }
         };
         Err(SetupError::OutOfTurn { what }.into())
     }
@@ -457,88 +522,6 @@ impl AsFd for ClientLink {
     }
 }
 
-fn check_superpages(
-    regions: &[MemoryRegion],
-    most: Option<u32>,
-    swap_area: &Span,
-) -> Result<Vec<Span>, &'static str> {
-    let mut spans = regions
-        .iter()
-        .map(|region| Span::new(region.address, region.length))
-        .collect::<Result<Vec<_>, SpanError>>()
-        .map_err(|_| "a superpage that is no range of pages")?;
-    spans.sort_unstable();
-    if spans.windows(2).any(|pair| matches!(pair, [one, next] if one.overlaps(next))) {
-        return Err("superpages that overlap");
-    }
-    if spans.iter().any(|span| span.overlaps(swap_area)) {
-        return Err("a superpage in the swap area");
-    }
-    let bytes = spans.iter().fold(0_u64, |sum, span| sum.saturating_add(span.len()));
-    match most {
-        Some(most) if bytes > u64::from(most) * SUPERPAGE => Err("more superpages than were asked for"),
-        _ => Ok(spans),
-    }
-}
-
-fn check_moved(reply: &MoveReply, moves: &[MoveRange]) -> Result<(), &'static str> {
-    if reply.status != MoveStatus::Done {
-        return if reply.results.is_empty() { Ok(()) } else { Err("results of what wasn't done") };
-    }
-    if reply.results.len() != moves.len() {
-        return Err("not one result a range");
-    }
-    for (result, range) in reply.results.iter().zip(moves) {
-        if result.moved > range.len || !result.moved.is_multiple_of(page_bytes()) {
-            return Err("more moved than was to be, or no whole pages");
-        }
-        if (result.moved == range.len) != (result.stop == MoveStop::None) {
-            return Err("a reason to stop that doesn't go with what was moved");
-        }
-    }
-    Ok(())
-}
-
 fn duplicating(source: std::io::Error) -> LinkError {
     TransportError::System { doing: "duplicating a descriptor for a client", source }.into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::extension::MoveResult;
-
-    #[test]
-    fn superpages_that_cannot_be_are_refused() {
-        let swap = Span::new(0x1000_0000, 0x1000_0000).unwrap();
-        let check = |regions: &[(u64, u64)], most| {
-            let regions: Vec<_> = regions.iter().map(|&(at, len)| MemoryRegion::new(at, len)).collect();
-            check_superpages(&regions, most, &swap)
-        };
-        assert_eq!(check(&[(0x40_0000, 0x20_0000), (0x20_0000, 0x20_0000)], Some(2)).unwrap().len(), 2);
-        assert!(check(&[(0x20_0000, 0x20_1000)], Some(1)).is_err(), "more than asked for");
-        assert!(check(&[(0x20_0000, 0x20_1000)], None).is_ok());
-        assert!(check(&[(0x20_0000, 0x2000), (0x20_1000, 0x2000)], None).is_err(), "overlap");
-        assert!(check(&[(0x1fff_f000, 0x1000)], None).is_err(), "in the swap area");
-        assert!(check(&[(0x20_0001, 0x1000)], None).is_err(), "misaligned");
-        assert!(check(&[(0x20_0000, 0)], None).is_err(), "empty");
-    }
-
-    #[test]
-    fn results_must_go_with_the_order() {
-        let moves = [MoveRange { src: 0, len: 0x2000, dest: 0 }];
-        let check = |status, results: &[(u64, MoveStop)]| {
-            let results = results.iter().map(|&(moved, stop)| MoveResult { moved, stop }).collect();
-            check_moved(&MoveReply { status, results }, &moves)
-        };
-        assert!(check(MoveStatus::Done, &[(0x2000, MoveStop::None)]).is_ok());
-        assert!(check(MoveStatus::Done, &[(0x1000, MoveStop::Pinned)]).is_ok());
-        assert!(check(MoveStatus::EpochChanged, &[]).is_ok());
-        assert!(check(MoveStatus::EpochChanged, &[(0, MoveStop::Busy)]).is_err());
-        assert!(check(MoveStatus::Done, &[]).is_err());
-        assert!(check(MoveStatus::Done, &[(0x3000, MoveStop::None)]).is_err());
-        assert!(check(MoveStatus::Done, &[(0x1000, MoveStop::None)]).is_err());
-        assert!(check(MoveStatus::Done, &[(0x2000, MoveStop::Pinned)]).is_err());
-        assert!(check(MoveStatus::Done, &[(0x800, MoveStop::Pinned)]).is_err());
-    }
 }

@@ -31,6 +31,7 @@ pub mod gate;
 pub mod listener;
 pub mod peer;
 pub mod receiver;
+mod replies;
 pub mod setup;
 pub mod slots;
 pub mod superpages;

@@ -13,9 +13,10 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use userswap_ipc::setup::SetupError;
 use userswap_ipc::{
-    Abilities, Adopted, ClientLink, Contract, DaemonGate, Listener, Offer, Peer, Received, Terms, Wait,
-    adopt, handshake,
+    Abilities, Adopted, ClientLink, Contract, DaemonGate, LinkError, Listener, Offer, Peer, Received, Terms,
+    Wait, adopt, handshake,
 };
 use userswap_uffd::{
     CopyMode, Event, Features, Message, RegisterMode, Span, Uffd, open_device, page_bytes, page_size,
@@ -121,7 +122,12 @@ impl Taken {
             setup_timeout: LONG,
             reply_timeout: LONG,
         };
-        let adopted = adopt(connection, &terms).map_err(|e| format!("{e:?}: {}", process.hear()))?;
+        let adopted = match adopt(connection, &terms) {
+            Ok(adopted) => adopted,
+            // The one thing that this machine may lack.
+            Err(LinkError::Setup(SetupError::ClientUffd { .. })) => return Err(process.hear()),
+            Err(e) => panic!("{e:?}: {}", process.hear()),
+        };
         let said = process.hear();
         let start = said.strip_prefix("ready ").unwrap_or_else(|| panic!("{said}")).parse().unwrap();
         let memory = Span::from_pages(start, PAGES as u64).unwrap();
