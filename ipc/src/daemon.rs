@@ -100,44 +100,6 @@ pub struct Adopted {
     pub gate: Option<DaemonGate>,
     /// Who it is.
     pub peer: Peer,
-    /// What its agent told, if it is a program that knows nothing of it. Its sentinel is to be registered before anything moves.
-    pub program: Option<Program>,
-}
-
-/// A forked child of a program that knows nothing of it, asking for its userfaultfd.
-#[derive(Debug)]
-pub struct Child {
-    /// To give it orders, once [`Child::settle`] was called.
-    pub link: ClientLink,
-    /// What its agent told.
-    pub program: Program,
-    /// Where UFFDIO_MOVE may move to.
-    pub staging: Option<Span>,
-    /// The gate shared with it.
-    pub gate: Option<DaemonGate>,
-    /// Who it is.
-    pub peer: Peer,
-    request: RequestId,
-}
-
-impl Child {
-    /// Gives it its userfaultfd: the one on which the fault by [`Program::tid`] in [`Program::sentinel`] arrived.
-    ///
-    /// # Errors
-    /// [`LinkError::Transport`]; the link is broken.
-    pub fn settle(&self, uffd: BorrowedFd<'_>) -> Result<(), LinkError> {
-        let uffd = uffd.try_clone_to_owned().map_err(duplicating)?;
-        self.link.answer(ToClient::Enlisted(AgentReply { uffd: Some(uffd) }), self.request)
-    }
-}
-
-/// Who came.
-#[derive(Debug)]
-pub enum Arrival {
-    /// A client with a userfaultfd of its own.
-    Client(Adopted),
-    /// A child whose userfaultfd is here already, or will be when its parent's EVENT_FORK is read.
-    Child(Child),
 }
 
 /// Takes a client on: answers its calls until it has handed over its userfaultfd. Blocks for [`Terms::setup_timeout`] at most.
@@ -145,46 +107,24 @@ pub enum Arrival {
 /// # Errors
 /// Why it isn't taken; the connection is closed, after the reply to `TransferUserfaultFD` if that was called.
 pub fn adopt(connection: Connection, terms: &Terms<'_>) -> Result<Adopted, LinkError> {
-    match receive(connection, terms)? {
-        Arrival::Client(adopted) => Ok(adopted),
-        Arrival::Child(_) => Err(SetupError::OutOfTurn { what: "Agent of a child" }.into()),
-    }
-}
-
-/// As [`adopt`], but takes forked children, too: for a daemon that offers [`Abilities::AGENT`].
-///
-/// # Errors
-/// As [`adopt`].
-pub fn receive(connection: Connection, terms: &Terms<'_>) -> Result<Arrival, LinkError> {
     let peer = Peer::of(&connection)?;
-    let (gate, came) = set_up(&connection, terms)?;
-    let link = |abilities, swap_area| ClientLink {
+    let (gate, handover) = set_up(&connection, terms)?;
+    let Handover { uffd, swap_area, staging, abilities } = handover;
+    let uffd = RawUffd::from_fd(uffd)?;
+    let link = ClientLink {
         connection,
         contract: terms.offer.contract,
         abilities,
         reply_timeout: terms.reply_timeout,
         swap_area,
-        turn: Mutex::new(Turn::default()),
+        turn: Mutex::new(Turn {
+            last: 0,
+            broken: false,
+            hints: Vec::new(),
+            buffer: vec![0; MAX_MESSAGE_BYTES],
+        }),
     };
-    match came {
-        Came::Client(handover) => {
-            let Handover { uffd, swap_area, staging, abilities, program } = handover;
-            let uffd = RawUffd::from_fd(uffd)?;
-            let link = link(abilities, Some(swap_area));
-            Ok(Arrival::Client(Adopted { link, uffd, swap_area, staging, gate, peer, program }))
-        }
-        Came::Child(claim, request) => {
-            let Claim { program, staging, abilities } = claim;
-            let link = link(abilities, None);
-            Ok(Arrival::Child(Child { link, program, staging, gate, peer, request }))
-        }
-    }
-}
-
-/// How setting up ended.
-enum Came {
-    Client(Handover<OwnedFd>),
-    Child(Claim, RequestId),
+    Ok(Adopted { link, uffd, swap_area, staging, gate, peer })
 }
 
 /// Makes the handshake on a client's userfaultfd, asking for `wanted`. One that the client has made itself is taken as it is,
@@ -212,7 +152,7 @@ pub const CONTRACT_FEATURES: Features =
 fn set_up(
     connection: &Connection,
     terms: &Terms<'_>,
-) -> Result<(Option<DaemonGate>, Came), LinkError> {
+) -> Result<(Option<DaemonGate>, Handover<OwnedFd>), LinkError> {
     let mut offer = terms.offer;
     if terms.device.is_none() {
         offer.abilities -= Abilities::DEVICE;
@@ -248,9 +188,8 @@ fn set_up(
                 let sent = connection.send_message(reply, request, deadline.left());
                 let handover = handover?;
                 sent?;
-                return Ok((gate, Came::Client(handover)));
+                return Ok((gate, handover));
             }
-            Step::Child(claim) => return Ok((gate, Came::Child(claim, request))),
             Step::Nothing if deadline.has_passed() => return Err(late()),
             Step::Nothing => {}
         }
@@ -270,7 +209,7 @@ pub struct ClientLink {
     contract: Contract,
     abilities: Abilities,
     reply_timeout: Duration,
-    swap_area: Option<Span>,
+    swap_area: Span,
     turn: Mutex<Turn>,
 }
 
@@ -489,12 +428,7 @@ impl ClientLink {
             ToDaemon::TransferUserfaultFd(_) => "TransferUserfaultFD",
             ToDaemon::Hello(_) => "Hello",
             ToDaemon::Staging(_) => "Staging",
-            ToDaemon::Agent(_) => "Agent",
-            ToDaemon::Exclude(_) => "Exclude",
-            ToDaemon::Retire(_) => "Retire",
-            ToDaemon::SuperPagesUsed(_) | ToDaemon::Moved(_) | ToDaemon::Dropped | ToDaemon::Unshared => {
-                "a reply"
-            }
+            ToDaemon::SuperPagesUsed(_) | ToDaemon::Moved(_) | ToDaemon::Dropped => "a reply",
         };
         Err(SetupError::OutOfTurn { what }.into())
     }
