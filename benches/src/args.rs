@@ -1,0 +1,223 @@
+//! What can be asked for.
+
+use crate::error::Error;
+use crate::image_source::Kind;
+use crate::pattern::Pattern;
+use clap::{Parser, Subcommand, ValueEnum};
+use serde::{Deserialize, Serialize};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+/// Measures how long threads wait for pages that were moved out, beside the kernel's own swap on zram with lz4, in turn on
+/// the same memory image.
+///
+/// Needs a userfaultfd that may take faults inside system calls, or those of user code at least. Comparing with zram needs root;
+/// without, that side is left out and the report says so. A zram device of its own is made for the run and taken away again.
+#[derive(Debug, Parser)]
+#[command(name = "userswap-bench", version, args_conflicts_with_subcommands = true)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) run: Run,
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// Other things to do than to measure.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Fill a real process's memory with made-up data and write its image to a file.
+    Image {
+        /// What process.
+        kind: Kind,
+        /// Where to.
+        #[arg(short, long)]
+        output: PathBuf,
+        /// How much memory it takes before its image is taken.
+        #[arg(long, default_value = "128M", value_parser = parse_size)]
+        size: u64,
+        /// What the data is made up from.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Write the private anonymous memory of a living process to a file, its largest mappings first.
+    Capture {
+        /// Its number.
+        pid: u32,
+        /// Where to.
+        #[arg(short, long)]
+        output: PathBuf,
+        /// At most so much.
+        #[arg(long, value_parser = parse_size)]
+        max: Option<u64>,
+    },
+    /// A measured process; started by the benchmark itself.
+    #[command(hide = true)]
+    Child {
+        /// What it is to be.
+        role: String,
+    },
+}
+
+/// What to measure.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Run {
+    /// A small image: at most a minute in all.
+    #[arg(long)]
+    quick: bool,
+    /// How often everything is measured; figures are medians over the rounds.
+    #[arg(long, default_value = "5")]
+    rounds: NonZeroUsize,
+    /// The memory image; without one, one is made from a Python process, or from made-up text where there is no python3.
+    #[arg(long)]
+    image: Option<PathBuf>,
+    /// How the memory is reached.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Memory::ALL)]
+    memory: Vec<Memory>,
+    /// Where pages go.
+    #[arg(long, value_delimiter = ',', default_values_t = ["ram:lz4".to_owned(), "ram:zstd".to_owned()])]
+    store: Vec<String>,
+    /// The order of touches.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Pattern::Random, Pattern::Sequential])]
+    pattern: Vec<Pattern>,
+    /// Touching threads.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2])]
+    threads: Vec<usize>,
+    /// How much of the image is used at most [default: 64M, 24M with --quick]
+    #[arg(long, value_parser = parse_size)]
+    size: Option<u64>,
+    /// Random touches a pass [default: half the pages]
+    #[arg(long)]
+    touches: Option<usize>,
+    /// Keep each touching thread on one CPU.
+    #[arg(long)]
+    pin: bool,
+    /// Measure both with threads kept on one CPU and with threads that the scheduler moves as it likes.
+    #[arg(long, conflicts_with = "pin")]
+    both_placements: bool,
+    /// Leave the kernel's swap out.
+    #[arg(long)]
+    no_zram: bool,
+    /// Seed of the random touches, and of the image if one is made.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Where to write the report as JSON.
+    #[arg(long)]
+    pub(crate) json: Option<PathBuf>,
+}
+
+/// How memory is reached.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Memory {
+    /// A region of the own process that pages itself.
+    Local,
+}
+
+impl Memory {
+    const ALL: [Self; 1] = [Self::Local];
+
+    /// As in arguments and reports.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+        }
+    }
+}
+
+/// What is to be done, in full.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) rounds: usize,
+    pub(crate) image: Option<PathBuf>,
+    pub(crate) memories: Vec<Memory>,
+    pub(crate) stores: Vec<String>,
+    pub(crate) patterns: Vec<Pattern>,
+    pub(crate) threads: Vec<usize>,
+    /// In bytes.
+    pub(crate) size: u64,
+    /// Random touches a pass; half the pages if `None`.
+    pub(crate) touches: Option<usize>,
+    /// Threads kept on a CPU each, or not.
+    pub(crate) placements: Vec<bool>,
+    pub(crate) zram: bool,
+    pub(crate) seed: u64,
+}
+
+impl Run {
+    /// Everything decided that was left open.
+    pub(crate) fn plan(&self) -> Result<Plan, Error> {
+        if self.threads.contains(&0) {
+            return Err(Error::Input("--threads: at least one".into()));
+        }
+        for store in &self.store {
+            userswap_stores::spec::parse(store)?;
+        }
+        Ok(Plan {
+            rounds: self.rounds.get(),
+            image: self.image.clone(),
+            memories: distinct(&self.memory),
+            stores: distinct(&self.store),
+            patterns: distinct(&self.pattern),
+            threads: distinct(&self.threads),
+            size: self.size.unwrap_or(if self.quick { 24 << 20 } else { 64 << 20 }),
+            touches: self.touches,
+            placements: if self.both_placements { vec![false, true] } else { vec![self.pin] },
+            zram: !self.no_zram,
+            seed: self.seed,
+        })
+    }
+}
+
+fn distinct<T: Ord + Clone>(given: &[T]) -> Vec<T> {
+    let mut values = given.to_vec();
+    values.sort();
+    values.dedup();
+    values
+}
+
+/// `65536`, `64K`, `64M`, `2G`.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.char_indices().next_back() {
+        Some((at, 'k' | 'K')) => (&text[..at], 10),
+        Some((at, 'm' | 'M')) => (&text[..at], 20),
+        Some((at, 'g' | 'G')) => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is no size such as 64M"))?;
+    let bytes = number.checked_mul(1 << shift).ok_or_else(|| format!("{text} is too much"))?;
+    if bytes == 0 { Err("0 is no size to measure".into()) } else { Ok(bytes) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_size("3k"), Ok(3072));
+        assert_eq!(parse_size("128M"), Ok(128 << 20));
+        for bad in ["", "M", "-1", "0", "0G", "1T", "99999999999G"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_open_is_decided() {
+        let plan = |line: &str| Args::try_parse_from(line.split(' ')).unwrap().run.plan();
+        let quick = plan("bench --quick").unwrap();
+        assert_eq!((quick.rounds, quick.size, quick.placements.as_slice()), (5, 24 << 20, &[false][..]));
+        let asked = plan("bench --threads 2,1,2 --store ram:lz4 --both-placements --size 1M").unwrap();
+        assert_eq!((asked.threads.as_slice(), asked.stores.len()), (&[1, 2][..], 1));
+        assert_eq!((asked.size, asked.placements.len()), (1 << 20, 2));
+        assert!(plan("bench --store ram:nonsense").is_err());
+        assert!(plan("bench --threads 0").is_err());
+        assert!(Args::try_parse_from(["bench", "--pin", "--both-placements"]).is_err());
+    }
+}

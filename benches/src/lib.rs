@@ -1,1 +1,0 @@
-//! The stand-alone fault-loop benchmark of userswap.

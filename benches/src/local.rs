@@ -1,0 +1,40 @@
+//! A region of the own process that pages itself.
+
+use crate::error::Error;
+use crate::subject::{MovedOut, Subject};
+use crate::touch::Arena;
+use std::sync::Arc;
+use std::time::Instant;
+use userswap_engine::PagedRegion;
+use userswap_store::Store;
+use userswap_uffd::page_size;
+
+/// The region and its store.
+pub(crate) struct Local {
+    arena: Arena,
+    store: Arc<dyn Store>,
+}
+
+impl Local {
+    pub(crate) fn new(image: &[u8], store: &str) -> Result<Self, Error> {
+        let store = userswap_stores::open(store, page_size())?;
+        let region = PagedRegion::builder(image.len() as u64, Arc::clone(&store)).build()?;
+        Ok(Self { arena: Arena::in_region(region, image)?, store })
+    }
+}
+
+impl Subject for Local {
+    fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    fn move_out(&mut self) -> Result<MovedOut, Error> {
+        let Some(region) = self.arena.region() else {
+            return Err(Error::Input("an arena that is no region".into()));
+        };
+        let from = Instant::now();
+        let moved = region.evict(..)?;
+        let ns = from.elapsed().as_secs_f64() * 1e9;
+        Ok(MovedOut { pages: moved.stored, ns, memory_bytes: Some(self.store.stats().memory_bytes) })
+    }
+}

@@ -1,0 +1,127 @@
+//! What is measured: a process that holds the image, can be told to have it moved out, and touches it.
+
+use crate::error::Error;
+use crate::image::read_pages;
+use crate::kernel::Kernel;
+use crate::local::Local;
+use crate::pattern::Pattern;
+use crate::stats::Pass;
+use crate::touch::Arena;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+use userswap_uffd::Pagemap;
+
+/// What a child process is to be.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Role {
+    /// Memory that the kernel swaps out.
+    Kernel {
+        /// The image's path.
+        image: PathBuf,
+    },
+    /// A region that pages itself.
+    Local {
+        /// The image's path.
+        image: PathBuf,
+        /// Where its pages go.
+        store: String,
+    },
+    /// Makes a zram device, and takes it away when nobody listens any more.
+    Zram {
+        /// Its size in bytes.
+        bytes: u64,
+    },
+}
+
+/// What a child is told.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) enum Request {
+    /// Have every page moved out.
+    MoveOut,
+    /// Touch pages.
+    Touch(Touches),
+}
+
+/// Which pages are touched, and how.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct Touches {
+    /// In what order.
+    pub(crate) pattern: Pattern,
+    /// How many, in random order.
+    pub(crate) touches: usize,
+    /// By how many threads.
+    pub(crate) threads: usize,
+    /// Each kept on a CPU of its own.
+    pub(crate) pin: bool,
+    /// Of the random order.
+    pub(crate) seed: u64,
+}
+
+/// What a child answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) enum Reply {
+    /// It is there.
+    Ready,
+    /// The zram device is there, and swapped to.
+    Zram(crate::zram::Settings),
+    /// See [`MovedOut`].
+    MovedOut(MovedOut),
+    /// See [`Touched`].
+    Touched(Touched),
+    /// It can't, and why.
+    Failed(String),
+}
+
+/// What it took to move every page out.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(crate) struct MovedOut {
+    /// So many.
+    pub(crate) pages: u64,
+    /// In so many nanoseconds.
+    pub(crate) ns: f64,
+    /// What the store takes of memory for it, in bytes; unless somebody else knows.
+    pub(crate) memory_bytes: Option<u64>,
+}
+
+/// What came of touching pages.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Touched {
+    /// How long it took.
+    pub(crate) pass: Pass,
+    /// Pages that were in memory before.
+    pub(crate) present: usize,
+    /// Pages, of all, that are not as in the image afterwards.
+    pub(crate) wrong: usize,
+}
+
+/// A way to move memory out.
+pub(crate) trait Subject {
+    /// The memory.
+    fn arena(&self) -> &Arena;
+
+    /// Moves all of it out.
+    fn move_out(&mut self) -> Result<MovedOut, Error>;
+}
+
+/// Makes a subject.
+pub(crate) fn make(role: &Role) -> Result<Box<dyn Subject>, Error> {
+    match role {
+        Role::Kernel { image } => Ok(Box::new(Kernel::new(&read_pages(image)?)?)),
+        Role::Local { image, store } => Ok(Box::new(Local::new(&read_pages(image)?, store)?)),
+        Role::Zram { .. } => Err(Error::Input("a zram device holds no memory to touch".into())),
+    }
+}
+
+/// Does what it is told.
+pub(crate) fn answer(subject: &mut dyn Subject, request: Request) -> Result<Reply, Error> {
+    match request {
+        Request::MoveOut => subject.move_out().map(Reply::MovedOut),
+        Request::Touch(how) => {
+            let arena = subject.arena();
+            let orders = how.pattern.orders(arena.pages(), how.touches, how.threads, how.seed);
+            let present = arena.present(&Pagemap::this()?)?;
+            let pass = arena.pass(&orders, how.pin)?;
+            Ok(Reply::Touched(Touched { pass, present, wrong: arena.wrong_pages() }))
+        }
+    }
+}
