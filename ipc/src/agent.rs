@@ -27,6 +27,9 @@ pub enum AgentEnd {
     /// The daemon sent a reply that nobody asked for.
     #[error("a reply that nobody asked for")]
     UnexpectedReply,
+    /// The daemon gave an order that was not agreed on.
+    #[error("an order that was not agreed on")]
+    NotAgreed,
     /// An order couldn't be carried out, and the process wasn't killed for it.
     #[error("an order failed")]
     Order(#[from] ReceiverError),
@@ -145,9 +148,13 @@ fn handle<M: Memory>(
             receiver.drop_areas(&order)?;
             ToDaemon::Dropped
         }
-        ToClient::Transferred | ToClient::Welcome(_) | ToClient::Staged => {
-            return Err(AgentEnd::UnexpectedReply);
-        }
+        ToClient::Unshare(_) => return Err(AgentEnd::NotAgreed),
+        ToClient::Transferred
+        | ToClient::Welcome(_)
+        | ToClient::Staged
+        | ToClient::Enlisted(_)
+        | ToClient::Excluded
+        | ToClient::Retired => return Err(AgentEnd::UnexpectedReply),
     };
     Ok(Some((reply, envelope.request)))
 }

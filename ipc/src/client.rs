@@ -119,7 +119,7 @@ impl Builder {
         Self { contract, ..self }
     }
 
-    /// Which abilities to ask for in an extended connection; all of them unless said otherwise.
+    /// Which abilities to ask for in an extended connection; all that are for programs that take part, unless said otherwise.
     pub fn wants(self, wants: Abilities) -> Self {
         Self { wants, ..self }
     }
@@ -297,7 +297,7 @@ impl Client {
         Builder {
             path: path.as_ref().to_path_buf(),
             contract: Contract::default(),
-            wants: Abilities::all(),
+            wants: Abilities::all() - Abilities::AGENT,
             uffd: UffdSource::default(),
             handshake: None,
             size: SwapAreaSize::default(),

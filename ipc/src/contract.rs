@@ -84,10 +84,18 @@ impl Method {
     pub const STAGING: Self = Self::new(InterfaceId::CLIENT_EXTENSION, 1, "Staging", CallKind::Sync);
     /// Extension: `Hint`.
     pub const HINT: Self = Self::new(InterfaceId::CLIENT_EXTENSION, 2, "Hint", CallKind::OneWay);
+    /// Extension: `Agent`.
+    pub const AGENT: Self = Self::new(InterfaceId::CLIENT_EXTENSION, 3, "Agent", CallKind::Sync);
+    /// Extension: `Exclude`.
+    pub const EXCLUDE: Self = Self::new(InterfaceId::CLIENT_EXTENSION, 4, "Exclude", CallKind::Answered);
+    /// Extension: `Retire`.
+    pub const RETIRE: Self = Self::new(InterfaceId::CLIENT_EXTENSION, 5, "Retire", CallKind::Answered);
     /// Extension: `Move`.
     pub const MOVE: Self = Self::new(InterfaceId::DAEMON_EXTENSION, 0, "Move", CallKind::Answered);
     /// Extension: `Drop`.
     pub const DROP: Self = Self::new(InterfaceId::DAEMON_EXTENSION, 1, "Drop", CallKind::Answered);
+    /// Extension: `Unshare`.
+    pub const UNSHARE: Self = Self::new(InterfaceId::DAEMON_EXTENSION, 2, "Unshare", CallKind::Answered);
 }
 
 /// A range of the client's memory, as the wire carries it: nothing about it has been checked.

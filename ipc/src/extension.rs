@@ -5,8 +5,38 @@
 //! | client · Hello (0) | version u32, wants u64 → version u32, granted u64, uffd_device handle?, gate handle?, staging_pages u64 | sync |
 //! | client · Staging (1) | area MemoryRegion → () | sync |
 //! | client · Hint (2) | kind u32, value u64 | one-way |
+//! | client · Agent (3) | kind u32, pid u32, tid u32, sentinel MemoryRegion, ours array → uffd handle? | sync |
+//! | client · Exclude (4) | area MemoryRegion, term u32 → () | answered |
+//! | client · Retire (5) | why u32 → () | answered |
 //! | daemon · Move (0) | epoch u64, mover u32, moves array → status u32, results array | answered |
 //! | daemon · Drop (1) | areas array, how u32 → () | answered |
+//! | daemon · Unshare (2) | areas array → () | answered |
+//!
+//! # Programs that know nothing of it
+//!
+//! A library loaded beside such a program speaks for it ([`Abilities::AGENT`]); the thread that does is its *agent*. Nobody there
+//! says which memory may be moved: the daemon finds out by itself, and leaves alone what [`Agent::ours`] names. All of the
+//! client's calls but `Hint` may come at any time once it is set up, also between an order and its answer.
+//!
+//! Setting up, in this order: `Hello`, `Staging`, `Agent`, and `TransferUserfaultFD` if the kind is [`AgentKind::Exec`]. A forked
+//! child has nothing to transfer: its userfaultfd was made by the kernel and came to the daemon with the parent's
+//! EVENT_FORK, which doesn't say whose it is. So the child shows it:
+//!
+//! 1. The daemon registers the parent's [`Agent::sentinel`] for missing pages before it moves anything of the parent's, and leaves it
+//!    registered. It is a hole, and a forked child has the same hole at the same address, registered with the child's userfaultfd.
+//! 2. The child's agent connects and calls `Agent`, which isn't answered yet. It empties the sentinel (a REMOVE event, for a parent
+//!    that forked too early might have filled its own) and touches it.
+//! 3. The fault arrives on exactly the child's userfaultfd, with the agent's thread id (THREAD_ID): the [`Agent::tid`] the call
+//!    named. Both are numbers of the child's own pid namespace. So the daemon knows which userfaultfd and which connection belong
+//!    together; that the connection's peer is a process with such a thread it can see in `/proc/PID/status`. It fills the sentinel
+//!    with a zero page and answers the call with the userfaultfd.
+//!
+//! A child that is never claimed (made by a bare clone, or gone already) is served by its userfaultfd all the same.
+//!
+//! While an order is being carried out no message of the client's userfaultfd is read, so the agent never does in one what could fault
+//! in the program's memory. A page that UFFDIO_MOVE refuses only because it was shared with a child that is gone is reported as
+//! [`MoveStop::WasShared`]; the daemon may have it made the program's own again by `Unshare`, which it waits for with the userfaultfd
+//! being read, and order the move again.
 
 use crate::contract::MemoryRegion;
 
@@ -28,6 +58,8 @@ bitflags::bitflags! {
         const DEVICE = 1 << 3;
         /// `Hint` is listened to.
         const HINTS = 1 << 4;
+        /// `Agent`, `Exclude`, `Retire` and `Unshare`: for programs that know nothing of it.
+        const AGENT = 1 << 5;
     }
 }
 
@@ -87,6 +119,86 @@ pub struct Hint {
     pub kind: HintKind,
     /// Its value.
     pub value: u64,
+}
+
+/// How an agent came to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AgentKind {
+    /// Its program was started; it transfers a userfaultfd of its own. Also a child whose parent had nothing moved out when it
+    /// forked.
+    Exec,
+    /// Its process was forked from one whose sentinel is registered; it touches the sentinel while it waits for the answer.
+    Forked,
+}
+
+/// Parameters of `Agent`: the client speaks for a program that knows nothing of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Agent {
+    /// How it came to be.
+    pub kind: AgentKind,
+    /// Its process id in its own pid namespace.
+    pub pid: u32,
+    /// Its thread id in its own pid namespace, as its faults have it.
+    pub tid: u32,
+    /// One page, a hole, to be registered for missing pages as long as the process lives.
+    pub sentinel: MemoryRegion,
+    /// What must never be moved, at most [`MAX_OURS`]: the agent's stack and buffers, the library's data, the areas.
+    pub ours: Vec<MemoryRegion>,
+}
+
+/// The most regions in [`Agent::ours`].
+pub const MAX_OURS: usize = 16;
+
+/// The answer to `Agent`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AgentReply<H> {
+    /// The forked child's own userfaultfd, for [`AgentKind::Forked`]; the agent keeps it as long as the process lives.
+    pub uffd: Option<H>,
+}
+
+/// How long a range is to be left alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ExcludeTerm {
+    /// As long as it is mapped: the program is about to change what kind of memory it is (MADV_DONTFORK, MADV_GUARD_INSTALL, …).
+    Forever,
+    /// For a second or so: the program wants to mremap(2) it, which refuses ranges that are registered in parts.
+    Moment,
+}
+
+/// Parameters of `Exclude`: bring the range back, unregister it, move nothing of it. Answered when it is so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exclude {
+    /// The range, rounded out to whole pages.
+    pub area: MemoryRegion,
+    /// For how long.
+    pub term: ExcludeTerm,
+}
+
+/// Why a program can't be cared for any longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RetireReason {
+    /// It is about to restrict its system calls, which could strike the agent.
+    Seccomp,
+    /// It is about to enter namespaces.
+    Setns,
+    /// It is about to unshare what only a process of one thread can.
+    Unshare,
+}
+
+/// Parameters of `Retire`: bring everything back, unregister everything, give no orders ever again. Answered when it is so; then
+/// the client closes the connection and its userfaultfd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retire {
+    /// Why.
+    pub why: RetireReason,
+}
+
+/// Parameters of `Unshare`: have pages that were shared with children that are gone made the program's own again, so that they can
+/// be moved. Pages still shared, or not there any more, are left alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unshare {
+    /// Where, at most [`MAX_DROPS`].
+    pub areas: Vec<MemoryRegion>,
 }
 
 /// How pages are moved.
@@ -156,6 +268,9 @@ pub enum MoveStop {
     NoMemory,
     /// The kernel wouldn't for another reason.
     Refused,
+    /// A page was shared with a child that is gone; it is the program's own again after `Unshare`. Or it is pinned: that can't be told
+    /// beforehand.
+    WasShared,
 }
 
 /// What became of one range.
@@ -218,7 +333,20 @@ macro_rules! codes {
 codes!(HintKind: Visible = 0, Audible = 1, Loading = 2, Frozen = 3);
 codes!(Mover: Remap = 0, UffdMove = 1);
 codes!(MoveStatus: Done = 0, EpochChanged = 1, GateBusy = 2);
-codes!(MoveStop: None = 0, Present = 1, Busy = 2, Unmapped = 3, Pinned = 4, Hole = 5, NoMemory = 6, Refused = 7);
+codes!(AgentKind: Exec = 0, Forked = 1);
+codes!(ExcludeTerm: Forever = 0, Moment = 1);
+codes!(RetireReason: Seccomp = 0, Setns = 1, Unshare = 2);
+codes!(
+    MoveStop: None = 0,
+    Present = 1,
+    Busy = 2,
+    Unmapped = 3,
+    Pinned = 4,
+    Hole = 5,
+    NoMemory = 6,
+    Refused = 7,
+    WasShared = 8,
+);
 codes!(DropHow: MapArea = 0, DontNeed = 1);
 
 #[cfg(test)]
@@ -234,6 +362,9 @@ mod tests {
     #[test]
     fn a_code_is_its_values_index() {
         check::<HintKind>();
+        check::<AgentKind>();
+        check::<ExcludeTerm>();
+        check::<RetireReason>();
         check::<Mover>();
         check::<MoveStatus>();
         check::<MoveStop>();

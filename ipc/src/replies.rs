@@ -11,7 +11,7 @@ use crate::superpages::SUPERPAGE;
 pub(crate) fn check_superpages(
     regions: &[MemoryRegion],
     most: Option<u32>,
-    swap_area: &Span,
+    swap_area: Option<&Span>,
 ) -> Result<Vec<Span>, &'static str> {
     let mut spans = regions
         .iter()
@@ -22,7 +22,7 @@ pub(crate) fn check_superpages(
     if spans.windows(2).any(|pair| matches!(pair, [one, next] if one.overlaps(next))) {
         return Err("superpages that overlap");
     }
-    if spans.iter().any(|span| span.overlaps(swap_area)) {
+    if spans.iter().any(|span| swap_area.is_some_and(|swap_area| span.overlaps(swap_area))) {
         return Err("a superpage in the swap area");
     }
     let bytes = spans.iter().fold(0_u64, |sum, span| sum.saturating_add(span.len()));
@@ -61,7 +61,7 @@ mod tests {
         let swap = Span::new(0x1000_0000, 0x1000_0000).unwrap();
         let check = |regions: &[(u64, u64)], most| {
             let regions: Vec<_> = regions.iter().map(|&(at, len)| MemoryRegion::new(at, len)).collect();
-            check_superpages(&regions, most, &swap)
+            check_superpages(&regions, most, Some(&swap))
         };
         assert_eq!(check(&[(0x40_0000, 0x20_0000), (0x20_0000, 0x20_0000)], Some(2)).unwrap().len(), 2);
         assert!(check(&[(0x20_0000, 0x20_1000)], Some(1)).is_err(), "more than asked for");

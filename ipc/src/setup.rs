@@ -3,7 +3,7 @@
 use userswap_uffd::{Span, SpanError};
 
 use crate::contract::{Contract, MemoryRegion};
-use crate::extension::{Abilities, HelloReply, VERSION};
+use crate::extension::{Abilities, Agent, AgentKind, AgentReply, HelloReply, VERSION};
 use crate::wire::{ToClient, ToDaemon};
 
 /// What a daemon offers a client.
@@ -92,6 +92,32 @@ pub struct Handover<H> {
     pub staging: Option<Span>,
     /// What was granted.
     pub abilities: Abilities,
+    /// What the agent told, if the client is a program that knows nothing of it.
+    pub program: Option<Program>,
+}
+
+/// What an agent told about the program it speaks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// The agent's process, in its own pid namespace.
+    pub pid: u32,
+    /// The agent's thread, in its own pid namespace: as its faults have it.
+    pub tid: u32,
+    /// The page to keep registered.
+    pub sentinel: Span,
+    /// What must never be moved.
+    pub ours: Vec<Span>,
+}
+
+/// A forked child that asks for its userfaultfd.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// What its agent told; the fault to look for is by [`Program::tid`] in [`Program::sentinel`].
+    pub program: Program,
+    /// The staging area, with [`Abilities::UFFD_MOVE`].
+    pub staging: Option<Span>,
+    /// What was granted.
+    pub abilities: Abilities,
 }
 
 /// What is to be done about a client's call.
@@ -103,6 +129,8 @@ pub enum Step<H> {
     Reply(ToClient<H>),
     /// Send the empty reply to `TransferUserfaultFD`; then it is a client, or isn't.
     Transferred(Result<Handover<H>, SetupError>),
+    /// It is a forked child's agent: the call is to be answered once its userfaultfd is known.
+    Child(Claim),
     /// Nothing: a hint that came early.
     Nothing,
 }
@@ -115,12 +143,14 @@ pub struct Setup {
     transferred: bool,
     granted: Abilities,
     staging: Option<Span>,
+    program: Option<Program>,
 }
 
 impl Setup {
     /// Waits for the client's first call.
     pub fn new(offer: Offer) -> Self {
-        Self { offer, greeted: false, transferred: false, granted: Abilities::empty(), staging: None }
+        let granted = Abilities::empty();
+        Self { offer, greeted: false, transferred: false, granted, staging: None, program: None }
     }
 
     /// Takes the client's next call.
@@ -166,13 +196,17 @@ impl Setup {
                 let client = handle.and_then(|uffd| {
                     let swap_area = self.check_swap_area(transfer.swap_area)?;
                     let (staging, abilities) = (self.staging, self.granted);
-                    Ok(Handover { uffd, swap_area, staging, abilities })
+                    let program = self.program.take();
+                    Ok(Handover { uffd, swap_area, staging, abilities, program })
                 });
                 Ok(Step::Transferred(client))
             }
             ToDaemon::Hint(_) if self.granted.contains(Abilities::HINTS) => Ok(Step::Nothing),
             ToDaemon::Hint(_) => Err(SetupError::OutOfTurn { what: "Hint" }),
-            ToDaemon::SuperPagesUsed(_) | ToDaemon::Moved(_) | ToDaemon::Dropped => {
+            ToDaemon::Agent(agent) => self.enlist(&agent),
+            ToDaemon::Exclude(_) => Err(SetupError::OutOfTurn { what: "Exclude" }),
+            ToDaemon::Retire(_) => Err(SetupError::OutOfTurn { what: "Retire" }),
+            ToDaemon::SuperPagesUsed(_) | ToDaemon::Moved(_) | ToDaemon::Dropped | ToDaemon::Unshared => {
                 Err(SetupError::OutOfTurn { what: "a reply" })
             }
         }
@@ -188,6 +222,33 @@ impl Setup {
             gate,
             staging_pages: if moves { self.offer.staging_pages } else { 0 },
         })
+    }
+
+    fn enlist<H>(&mut self, agent: &Agent) -> Result<Step<H>, SetupError> {
+        let granted = self.granted.contains(Abilities::AGENT);
+        if !granted || self.program.is_some() || self.transferred {
+            return Err(SetupError::OutOfTurn { what: "Agent" });
+        }
+        if self.staging.is_none() && self.granted.contains(Abilities::UFFD_MOVE) {
+            return Err(SetupError::NoStaging);
+        }
+        let sentinel = check("sentinel", agent.sentinel)?;
+        if sentinel.pages() != 1 {
+            return Err(SetupError::WrongSize { what: "sentinel", area: sentinel });
+        }
+        let ours = agent.ours.iter().map(|region| check("own memory", *region)).collect::<Result<_, _>>()?;
+        let program = Program { pid: agent.pid, tid: agent.tid, sentinel, ours };
+        match agent.kind {
+            AgentKind::Exec => {
+                self.program = Some(program);
+                Ok(Step::Reply(ToClient::Enlisted(AgentReply { uffd: None })))
+            }
+            AgentKind::Forked => {
+                // Nothing else may follow.
+                self.transferred = true;
+                Ok(Step::Child(Claim { program, staging: self.staging, abilities: self.granted }))
+            }
+        }
     }
 
     fn check_swap_area(&self, region: MemoryRegion) -> Result<Span, SetupError> {
@@ -296,6 +357,54 @@ mod tests {
         assert_eq!(setup.take(staging(0x1001_0000, 0x1_0000)), Ok(Step::Reply(ToClient::Staged)));
         let client = transferred(&mut setup, transfer(0, 0, Some(1)));
         assert!(matches!(client, Err(SetupError::Overlap { .. })));
+    }
+
+    fn agent(kind: AgentKind, sentinel: MemoryRegion) -> ToDaemon<u32> {
+        let ours = vec![MemoryRegion::new(0x3000_0000, 0x2_0000)];
+        ToDaemon::Agent(Agent { kind, pid: 7, tid: 8, sentinel, ours })
+    }
+
+    fn greeted() -> Setup {
+        let abilities = Abilities::ORDERS | Abilities::AGENT;
+        let mut setup = Setup::new(Offer { abilities, ..setup().offer });
+        let hello = Hello { version: VERSION, wants: u64::MAX };
+        assert_eq!(setup.take(ToDaemon::<u32>::Hello(hello)), Ok(Step::Welcome(abilities)));
+        setup
+    }
+
+    #[test]
+    fn a_started_program_enlists_and_then_transfers() {
+        let page = MemoryRegion::new(0x2000_0000, 0x1000);
+        let mut setup = greeted();
+        let reply = ToClient::Enlisted(AgentReply { uffd: None });
+        assert_eq!(setup.take(agent(AgentKind::Exec, page)), Ok(Step::Reply(reply)));
+        let again = setup.take(agent(AgentKind::Exec, page));
+        assert_eq!(again, Err(SetupError::OutOfTurn { what: "Agent" }));
+        let client = transferred(&mut setup, transfer(0, 0, Some(3))).unwrap();
+        let program = client.program.unwrap();
+        assert_eq!((program.pid, program.tid, program.sentinel.start()), (7, 8, 0x2000_0000));
+        assert_eq!(program.ours.len(), 1);
+    }
+
+    #[test]
+    fn a_forked_child_claims_and_has_nothing_to_transfer() {
+        let page = MemoryRegion::new(0x2000_0000, 0x1000);
+        let mut setup = greeted();
+        let step = setup.take(agent(AgentKind::Forked, page));
+        assert!(matches!(step, Ok(Step::Child(Claim { ref program, .. })) if program.tid == 8), "{step:?}");
+        assert!(setup.take(transfer(0, 0, Some(3))).is_err());
+    }
+
+    #[test]
+    fn an_agent_is_heard_only_where_that_was_granted_and_makes_sense() {
+        let page = MemoryRegion::new(0x2000_0000, 0x1000);
+        let refused = setup().take(agent(AgentKind::Exec, page));
+        assert_eq!(refused, Err(SetupError::OutOfTurn { what: "Agent" }), "not granted");
+        let two = MemoryRegion::new(0x2000_0000, 0x2000);
+        let refused = greeted().take(agent(AgentKind::Exec, two));
+        assert!(matches!(refused, Err(SetupError::WrongSize { what: "sentinel", .. })), "{refused:?}");
+        let refused = greeted().take(agent(AgentKind::Exec, MemoryRegion::default()));
+        assert_eq!(refused, Err(SetupError::AtZero { what: "sentinel" }));
     }
 
     #[test]

@@ -13,8 +13,9 @@ use userswap_ipc::contract::{
     TransferUserfaultFd,
 };
 use userswap_ipc::extension::{
-    Drop, DropHow, Epoch, Hello, HelloReply, Hint, HintKind, Move, MoveRange, MoveReply, MoveResult,
-    MoveStatus, MoveStop, Mover, Staging,
+    Agent, AgentKind, AgentReply, Drop, DropHow, Epoch, Exclude, ExcludeTerm, Hello, HelloReply, Hint,
+    HintKind, Move, MoveRange, MoveReply, MoveResult, MoveStatus, MoveStop, Mover, Retire, RetireReason,
+    Staging, Unshare,
 };
 use userswap_ipc::wire::{Encoded, Envelope, RequestId, ToClient, ToDaemon, WireMessage};
 
@@ -422,6 +423,175 @@ fn drop_reply() {
          01 01 00 00 01 00 00 00
          02 00 00 00 00 00 00 00
          04 00 00 00 00 00 00 00
+         08 00 00 00 00 00 00 00",
+    );
+}
+
+#[test]
+fn agent() {
+    // Three u32 at 0, 4, 8; a pointer needs a multiple of 8, so 12..16 stays a gap and the two lie at 16 and 24. 32 bytes of
+    // fields, 40 (0x28) with the header. The sentinel at 72; the array behind it at 96: 8 + 2 × 8 = 24 (0x18) bytes.
+    golden(
+        ToDaemon::<u32>::Agent(Agent {
+            kind: AgentKind::Forked,
+            pid: 0x101,
+            tid: 0x102,
+            sentinel: MemoryRegion::new(0x7f00_0000_1000, 0x1000),
+            ours: vec![
+                MemoryRegion::new(0x7f00_0001_0000, 0x2_0000),
+                MemoryRegion::new(0x2345_0000_0000, 0x20_0000),
+            ],
+        }),
+        3,
+        &[],
+        "20 00 00 00 01 00 00 00
+         00 01 00 00 03 00 00 00 | 8: interface 0x100, ordinal 3
+         05 00 00 00 00 00 00 00 | 16: flags 1 + 4
+         03 00 00 00 00 00 00 00
+         28 00 00 00 00 00 00 00 | 32: parameters, 40 bytes
+         01 00 00 00 01 01 00 00 | 40: kind, pid
+         02 01 00 00 00 00 00 00 | 48: tid; gap
+         10 00 00 00 00 00 00 00 | 56: sentinel, at 72 = 56 + 16
+         20 00 00 00 00 00 00 00 | 64: ours, at 96 = 64 + 32
+         18 00 00 00 00 00 00 00 | 72: MemoryRegion
+         00 10 00 00 00 7f 00 00
+         00 10 00 00 00 00 00 00
+         18 00 00 00 02 00 00 00 | 96: array, 24 bytes, 2 elements
+         10 00 00 00 00 00 00 00 | 104: first, at 120
+         20 00 00 00 00 00 00 00 | 112: second, at 144
+         18 00 00 00 00 00 00 00 | 120: MemoryRegion
+         00 00 01 00 00 7f 00 00
+         00 00 02 00 00 00 00 00
+         18 00 00 00 00 00 00 00 | 144: MemoryRegion
+         00 00 00 00 45 23 00 00
+         00 00 20 00 00 00 00 00",
+    );
+}
+
+#[test]
+fn agent_reply() {
+    // The handle's u32 alone, rounded up to 8: 16 (0x10) bytes with the header.
+    golden(
+        ToClient::Enlisted(AgentReply { uffd: Some(88) }),
+        3,
+        &[88],
+        "20 00 00 00 01 00 00 00
+         00 01 00 00 03 00 00 00
+         06 00 00 00 00 00 00 00 | 16: flags 2 + 4
+         03 00 00 00 00 00 00 00
+         10 00 00 00 00 00 00 00 | 32: parameters
+         00 00 00 00 00 00 00 00 | 40: uffd, the first handle; gap",
+    );
+    golden(
+        ToClient::<u32>::Enlisted(AgentReply { uffd: None }),
+        3,
+        &[],
+        "20 00 00 00 01 00 00 00
+         00 01 00 00 03 00 00 00
+         06 00 00 00 00 00 00 00
+         03 00 00 00 00 00 00 00
+         10 00 00 00 00 00 00 00
+         ff ff ff ff 00 00 00 00 | 40: no handle; gap",
+    );
+}
+
+#[test]
+fn exclude() {
+    // pointer at 0, u32 at 8: 24 (0x18) bytes of parameters; the region at 56.
+    golden(
+        ToDaemon::<u32>::Exclude(Exclude {
+            area: MemoryRegion::new(0x7f00_0001_0000, 0x4000),
+            term: ExcludeTerm::Moment,
+        }),
+        9,
+        &[],
+        "20 00 00 00 01 00 00 00
+         00 01 00 00 04 00 00 00 | 8: interface 0x100, ordinal 4
+         01 00 00 00 00 00 00 00 | 16: flags 1
+         09 00 00 00 00 00 00 00
+         18 00 00 00 00 00 00 00 | 32: parameters
+         10 00 00 00 00 00 00 00 | 40: area, at 56
+         01 00 00 00 00 00 00 00 | 48: term; gap
+         18 00 00 00 00 00 00 00 | 56: MemoryRegion
+         00 00 01 00 00 7f 00 00
+         00 40 00 00 00 00 00 00",
+    );
+}
+
+#[test]
+fn exclude_reply() {
+    golden(
+        ToClient::<u32>::Excluded,
+        9,
+        &[],
+        "20 00 00 00 01 00 00 00
+         00 01 00 00 04 00 00 00
+         02 00 00 00 00 00 00 00 | 16: flags 2
+         09 00 00 00 00 00 00 00
+         08 00 00 00 00 00 00 00",
+    );
+}
+
+#[test]
+fn retire() {
+    golden(
+        ToDaemon::<u32>::Retire(Retire { why: RetireReason::Unshare }),
+        10,
+        &[],
+        "20 00 00 00 01 00 00 00
+         00 01 00 00 05 00 00 00 | 8: interface 0x100, ordinal 5
+         01 00 00 00 00 00 00 00
+         0a 00 00 00 00 00 00 00
+         10 00 00 00 00 00 00 00 | 32: parameters
+         02 00 00 00 00 00 00 00 | 40: why; gap",
+    );
+}
+
+#[test]
+fn retire_reply() {
+    golden(
+        ToClient::<u32>::Retired,
+        10,
+        &[],
+        "20 00 00 00 01 00 00 00
+         00 01 00 00 05 00 00 00
+         02 00 00 00 00 00 00 00
+         0a 00 00 00 00 00 00 00
+         08 00 00 00 00 00 00 00",
+    );
+}
+
+#[test]
+fn unshare_order() {
+    // One pointer: 16 (0x10) bytes of parameters. The array at 48: 8 + 8 bytes; the region at 64.
+    golden(
+        ToClient::<u32>::Unshare(Unshare { areas: vec![MemoryRegion::new(0x7f00_0001_0000, 0x4000)] }),
+        11,
+        &[],
+        "20 00 00 00 01 00 00 00
+         01 01 00 00 02 00 00 00 | 8: interface 0x101, ordinal 2
+         01 00 00 00 00 00 00 00
+         0b 00 00 00 00 00 00 00
+         10 00 00 00 00 00 00 00 | 32: parameters
+         08 00 00 00 00 00 00 00 | 40: areas, at 48
+         10 00 00 00 01 00 00 00 | 48: array, 1 element
+         08 00 00 00 00 00 00 00 | 56: the region, at 64
+         18 00 00 00 00 00 00 00 | 64: MemoryRegion
+         00 00 01 00 00 7f 00 00
+         00 40 00 00 00 00 00 00",
+    );
+}
+
+#[test]
+fn unshare_reply() {
+    golden(
+        ToDaemon::<u32>::Unshared,
+        11,
+        &[],
+        "20 00 00 00 01 00 00 00
+         01 01 00 00 02 00 00 00
+         02 00 00 00 00 00 00 00
+         0b 00 00 00 00 00 00 00
          08 00 00 00 00 00 00 00",
     );
 }

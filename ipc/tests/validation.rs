@@ -8,8 +8,9 @@ use userswap_ipc::contract::{
     TransferUserfaultFd,
 };
 use userswap_ipc::extension::{
-    Drop, DropHow, Epoch, Hello, HelloReply, Hint, HintKind, MAX_MOVES, Move, MoveRange, MoveReply,
-    MoveResult, MoveStatus, MoveStop, Mover, Staging,
+    Agent, AgentKind, AgentReply, Drop, DropHow, Epoch, Exclude, ExcludeTerm, Hello, HelloReply, Hint,
+    HintKind, MAX_MOVES, MAX_OURS, Move, MoveRange, MoveReply, MoveResult, MoveStatus, MoveStop, Mover,
+    Retire, RetireReason, Staging, Unshare,
 };
 use userswap_ipc::wire::{
     Encoded, Envelope, MAX_HANDLES, MAX_MESSAGE_BYTES, MAX_REGIONS, RequestId, ToClient, ToDaemon,
@@ -118,6 +119,15 @@ fn too_many_elements() {
     let encoded = order.encode(RequestId(1));
     let reason = ToClient::<u32>::decode(&encoded.bytes, vec![], Contract::Extended).unwrap_err();
     assert_eq!(reason, Reason::TooManyElements { at: 64, elements: MAX_MOVES + 1, most: MAX_MOVES });
+    let agent = Agent {
+        kind: AgentKind::Exec,
+        pid: 1,
+        tid: 2,
+        sentinel: MemoryRegion::default(),
+        ours: vec![MemoryRegion::default(); MAX_OURS + 1],
+    };
+    let reason = refused(ToDaemon::Agent(agent).encode(RequestId(1)));
+    assert_eq!(reason, Reason::TooManyElements { at: 96, elements: MAX_OURS + 1, most: MAX_OURS });
 }
 
 #[test]
@@ -266,9 +276,13 @@ fn to_daemon() -> impl Strategy<Value = ToDaemon<u32>> {
         MoveStop::Hole,
         MoveStop::NoMemory,
         MoveStop::Refused,
+        MoveStop::WasShared,
     ]);
     let status = one_of(&[MoveStatus::Done, MoveStatus::EpochChanged, MoveStatus::GateBusy]);
     let kind = one_of(&[HintKind::Visible, HintKind::Audible, HintKind::Loading, HintKind::Frozen]);
+    let agent_kind = one_of(&[AgentKind::Exec, AgentKind::Forked]);
+    let term = one_of(&[ExcludeTerm::Forever, ExcludeTerm::Moment]);
+    let why = one_of(&[RetireReason::Seccomp, RetireReason::Setns, RetireReason::Unshare]);
     let result = (any::<u64>(), stop).prop_map(|(moved, stop)| MoveResult { moved, stop });
     prop_oneof![
         (any::<(u64, Option<u32>, u64)>(), region()).prop_map(
@@ -288,6 +302,12 @@ fn to_daemon() -> impl Strategy<Value = ToDaemon<u32>> {
         (status, vec(result, 0..50))
             .prop_map(|(status, results)| ToDaemon::Moved(MoveReply { status, results })),
         Just(ToDaemon::Dropped),
+        (agent_kind, any::<(u32, u32)>(), region(), vec(region(), 0..=MAX_OURS)).prop_map(
+            |(kind, (pid, tid), sentinel, ours)| ToDaemon::Agent(Agent { kind, pid, tid, sentinel, ours })
+        ),
+        (region(), term).prop_map(|(area, term)| ToDaemon::Exclude(Exclude { area, term })),
+        why.prop_map(|why| ToDaemon::Retire(Retire { why })),
+        Just(ToDaemon::Unshared),
     ]
 }
 
@@ -319,6 +339,10 @@ fn to_client() -> impl Strategy<Value = ToClient<u32>> {
             moves
         })),
         (vec(region(), 0..50), how).prop_map(|(areas, how)| ToClient::Drop(Drop { areas, how })),
+        any::<Option<u32>>().prop_map(|uffd| ToClient::Enlisted(AgentReply { uffd })),
+        Just(ToClient::Excluded),
+        Just(ToClient::Retired),
+        vec(region(), 0..50).prop_map(|areas| ToClient::Unshare(Unshare { areas })),
     ]
 }
 
@@ -377,7 +401,7 @@ proptest! {
     #[test]
     fn likely_bytes_decode_or_are_refused(
         interface in prop_oneof![0_u32..3, 0x100_u32..0x102],
-        ordinal in 0_u32..4,
+        ordinal in 0_u32..7,
         flags in 0_u32..8,
         v1: bool,
         words in vec(prop_oneof![Just(0_u32), Just(8), Just(16), Just(24), 0_u32..64, Just(u32::MAX)], 0..400),

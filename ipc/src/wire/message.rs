@@ -8,8 +8,8 @@ use crate::contract::{
     TransferUserfaultFd,
 };
 use crate::extension::{
-    Code, Drop, Epoch, Hello, HelloReply, Hint, MAX_DROPS, MAX_MOVES, Move, MoveRange, MoveReply, MoveResult,
-    Staging,
+    Agent, AgentReply, Code, Drop, Epoch, Exclude, Hello, HelloReply, Hint, MAX_DROPS, MAX_MOVES, MAX_OURS,
+    Move, MoveRange, MoveReply, MoveResult, Retire, Staging, Unshare,
 };
 
 /// Names a call so that its reply can be told. The caller's choice; never 0 in a call that is answered.
@@ -59,10 +59,18 @@ pub enum ToDaemon<H> {
     Staging(Staging),
     /// Extension: `Hint`.
     Hint(Hint),
+    /// Extension: `Agent`.
+    Agent(Agent),
+    /// Extension: `Exclude`.
+    Exclude(Exclude),
+    /// Extension: `Retire`.
+    Retire(Retire),
     /// Extension: the reply to `Move`.
     Moved(MoveReply),
     /// Extension: the reply to `Drop`.
     Dropped,
+    /// Extension: the reply to `Unshare`.
+    Unshared,
 }
 
 /// What a client receives: the daemon's calls, and its replies.
@@ -82,8 +90,16 @@ pub enum ToClient<H> {
     Staged,
     /// Extension: `Move`.
     Move(Move),
+    /// Extension: the reply to `Agent`.
+    Enlisted(AgentReply<H>),
+    /// Extension: the reply to `Exclude`.
+    Excluded,
+    /// Extension: the reply to `Retire`.
+    Retired,
     /// Extension: `Drop`.
     Drop(Drop),
+    /// Extension: `Unshare`.
+    Unshare(Unshare),
 }
 
 impl<H> WireMessage<H> for ToDaemon<H> {
@@ -124,8 +140,32 @@ impl<H> WireMessage<H> for ToDaemon<H> {
                 encoder.u64(at, 8, hint.value);
                 encoder
             }
+            Self::Agent(agent) => {
+                let mut encoder = Encoder::call(Method::AGENT, request);
+                let at = encoder.structure(agent_layout::SIZE);
+                encoder.code(at, agent_layout::KIND, agent.kind);
+                encoder.u32(at, agent_layout::PID, agent.pid);
+                encoder.u32(at, agent_layout::TID, agent.tid);
+                encoder.region(at, agent_layout::SENTINEL, agent.sentinel);
+                encoder.regions(at, agent_layout::OURS, &agent.ours);
+                encoder
+            }
+            Self::Exclude(exclude) => {
+                let mut encoder = Encoder::call(Method::EXCLUDE, request);
+                let at = encoder.structure(16);
+                encoder.code(at, 8, exclude.term);
+                encoder.region(at, 0, exclude.area);
+                encoder
+            }
+            Self::Retire(retire) => {
+                let mut encoder = Encoder::call(Method::RETIRE, request);
+                let at = encoder.structure(8);
+                encoder.code(at, 0, retire.why);
+                encoder
+            }
             Self::Moved(reply) => encode_moved(request, &reply),
             Self::Dropped => empty_reply(Method::DROP, request),
+            Self::Unshared => empty_reply(Method::UNSHARE, request),
         };
         finish(encoder)
     }
@@ -165,6 +205,28 @@ impl<H> WireMessage<H> for ToDaemon<H> {
                 let at = d.parameters(16)?;
                 (request, Self::Hint(Hint { kind: d.code(at, 0)?, value: d.u64(at, 8) }))
             }
+            Receives::Call(method @ Method::AGENT) => {
+                let request = header.expect(method, false)?;
+                let at = d.parameters(agent_layout::SIZE)?;
+                let agent = Agent {
+                    kind: d.code(at, agent_layout::KIND)?,
+                    pid: d.u32(at, agent_layout::PID),
+                    tid: d.u32(at, agent_layout::TID),
+                    sentinel: d.region(at, agent_layout::SENTINEL)?,
+                    ours: d.regions(at, agent_layout::OURS, MAX_OURS)?,
+                };
+                (request, Self::Agent(agent))
+            }
+            Receives::Call(method @ Method::EXCLUDE) => {
+                let request = header.expect(method, false)?;
+                let at = d.parameters(16)?;
+                (request, Self::Exclude(Exclude { term: d.code(at, 8)?, area: d.region(at, 0)? }))
+            }
+            Receives::Call(method @ Method::RETIRE) => {
+                let request = header.expect(method, false)?;
+                let at = d.parameters(8)?;
+                (request, Self::Retire(Retire { why: d.code(at, 0)? }))
+            }
             Receives::Reply(method @ Method::MOVE) => {
                 let request = header.expect(method, true)?;
                 (request, Self::Moved(decode_moved(d)?))
@@ -173,6 +235,11 @@ impl<H> WireMessage<H> for ToDaemon<H> {
                 let request = header.expect(method, true)?;
                 d.parameters(0)?;
                 (request, Self::Dropped)
+            }
+            Receives::Reply(method @ Method::UNSHARE) => {
+                let request = header.expect(method, true)?;
+                d.parameters(0)?;
+                (request, Self::Unshared)
             }
             _ => return Err(header.unknown()),
         };
@@ -215,7 +282,21 @@ impl<H> WireMessage<H> for ToClient<H> {
                 encoder
             }
             Self::Staged => empty_reply(Method::STAGING, request),
+            Self::Enlisted(reply) => {
+                let mut encoder = Encoder::reply(Method::AGENT, request);
+                let at = encoder.structure(8);
+                encoder.handle(at, 0, reply.uffd);
+                encoder
+            }
+            Self::Excluded => empty_reply(Method::EXCLUDE, request),
+            Self::Retired => empty_reply(Method::RETIRE, request),
             Self::Move(order) => encode_move(request, &order),
+            Self::Unshare(order) => {
+                let mut encoder = Encoder::call(Method::UNSHARE, request);
+                let at = encoder.structure(8);
+                encoder.regions(at, 0, &order.areas);
+                encoder
+            }
             Self::Drop(order) => {
                 let mut encoder = Encoder::call(Method::DROP, request);
                 let at = encoder.structure(16);
@@ -270,9 +351,29 @@ impl<H> WireMessage<H> for ToClient<H> {
                 d.parameters(0)?;
                 (request, Self::Staged)
             }
+            Receives::Reply(method @ Method::AGENT) => {
+                let request = header.expect(method, true)?;
+                let at = d.parameters(8)?;
+                (request, Self::Enlisted(AgentReply { uffd: d.handle(at, 0)? }))
+            }
+            Receives::Reply(method @ Method::EXCLUDE) => {
+                let request = header.expect(method, true)?;
+                d.parameters(0)?;
+                (request, Self::Excluded)
+            }
+            Receives::Reply(method @ Method::RETIRE) => {
+                let request = header.expect(method, true)?;
+                d.parameters(0)?;
+                (request, Self::Retired)
+            }
             Receives::Call(method @ Method::MOVE) => {
                 let request = header.expect(method, false)?;
                 (request, Self::Move(decode_move(d)?))
+            }
+            Receives::Call(method @ Method::UNSHARE) => {
+                let request = header.expect(method, false)?;
+                let at = d.parameters(8)?;
+                (request, Self::Unshare(Unshare { areas: d.regions(at, 0, MAX_DROPS)? }))
             }
             Receives::Call(method @ Method::DROP) => {
                 let request = header.expect(method, false)?;
@@ -302,25 +403,33 @@ impl Receives {
     }
 }
 
-const DAEMON_RECEIVES: [Receives; 7] = [
+const DAEMON_RECEIVES: [Receives; 11] = [
     Receives::Call(Method::TRANSFER_USERFAULT_FD),
     Receives::Reply(Method::GET_PARTITION_ALLOC_SUPER_PAGES_USED),
     Receives::Call(Method::HELLO),
     Receives::Call(Method::STAGING),
     Receives::Call(Method::HINT),
+    Receives::Call(Method::AGENT),
+    Receives::Call(Method::EXCLUDE),
+    Receives::Call(Method::RETIRE),
     Receives::Reply(Method::MOVE),
     Receives::Reply(Method::DROP),
+    Receives::Reply(Method::UNSHARE),
 ];
 
-const CLIENT_RECEIVES: [Receives; 8] = [
+const CLIENT_RECEIVES: [Receives; 12] = [
     Receives::Reply(Method::TRANSFER_USERFAULT_FD),
     Receives::Call(Method::MOVE_PTES_LEAVING_MAPPING),
     Receives::Call(Method::MAP_AREA),
     Receives::Call(Method::GET_PARTITION_ALLOC_SUPER_PAGES_USED),
     Receives::Reply(Method::HELLO),
     Receives::Reply(Method::STAGING),
+    Receives::Reply(Method::AGENT),
+    Receives::Reply(Method::EXCLUDE),
+    Receives::Reply(Method::RETIRE),
     Receives::Call(Method::MOVE),
     Receives::Call(Method::DROP),
+    Receives::Call(Method::UNSHARE),
 ];
 
 /// The receiving side's entry for a header's interface and ordinal.
@@ -348,6 +457,16 @@ mod welcome_layout {
     pub(super) const GRANTED: usize = 8;
     pub(super) const GATE: usize = 16;
     pub(super) const STAGING_PAGES: usize = 24;
+    pub(super) const SIZE: usize = 32;
+}
+
+/// `u32 · u32 · u32 and a gap of 4 · pointer · pointer`
+mod agent_layout {
+    pub(super) const KIND: usize = 0;
+    pub(super) const PID: usize = 4;
+    pub(super) const TID: usize = 8;
+    pub(super) const SENTINEL: usize = 16;
+    pub(super) const OURS: usize = 24;
     pub(super) const SIZE: usize = 32;
 }
 

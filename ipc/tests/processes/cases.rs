@@ -2,8 +2,9 @@
 
 use std::os::unix::process::ExitStatusExt;
 
+use userswap_ipc::Punished;
 use userswap_ipc::contract::Contract;
-use userswap_ipc::daemon::{CONTRACT_FEATURES, Punished};
+use userswap_ipc::daemon::CONTRACT_FEATURES;
 use userswap_ipc::extension::{DropHow, Epoch, HintKind, MoveRange, MoveResult, MoveStatus, MoveStop, Mover};
 use userswap_ipc::{LinkError, SlotStack};
 use userswap_uffd::{Event, Span, page_bytes};

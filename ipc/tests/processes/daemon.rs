@@ -131,7 +131,7 @@ impl Taken {
         let said = process.hear();
         let start = said.strip_prefix("ready ").unwrap_or_else(|| panic!("{said}")).parse().unwrap();
         let memory = Span::from_pages(start, PAGES as u64).unwrap();
-        let Adopted { link, uffd: raw, swap_area, staging, gate, peer } = adopted;
+        let Adopted { link, uffd: raw, swap_area, staging, gate, peer, .. } = adopted;
         let wanted = Features::EVENT_REMAP | Features::EVENT_UNMAP | Features::EVENT_REMOVE | Features::MOVE;
         let uffd = Arc::new(handshake(raw, wanted).unwrap());
         let saved = Arc::new(Mutex::new(HashMap::new()));
