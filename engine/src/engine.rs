@@ -24,6 +24,11 @@ pub trait Observer: Send + Sync + 'static {
         let _ = (parent, child);
     }
 
+    /// A thread touched the address space's [sentinel](Space::set_sentinel). It goes on after this. Called on a handler's thread.
+    fn sentinel(&self, id: SpaceId, thread: u32) {
+        let _ = (id, thread);
+    }
+
     /// An address space is gone or let go of; its pages are given up next. Called on a handler's thread: it must not wait.
     fn leaving(&self, id: SpaceId, space: &Space) {
         let _ = (id, space);
@@ -212,6 +217,17 @@ impl Engine {
         self.shared.spaces.read().iter().map(|(&id, space)| (SpaceId(id), Arc::clone(space))).collect()
     }
 
+    /// Watches an address space's exit, which could not be told before: a child whose agent has called.
+    ///
+    /// # Errors
+    /// When it can't be watched.
+    pub fn watch_exit(&self, id: SpaceId) -> io::Result<()> {
+        match self.space(id) {
+            Some(space) => self.shared.watch_exit(id, &space),
+            None => Ok(()),
+        }
+    }
+
     /// Brings everything of an address space back.
     ///
     /// # Errors
@@ -283,16 +299,20 @@ impl Shared {
                     epoll::add(epoll, messages, epoll::EventData::new_u64(id.0 * 2), flags)?;
                 }
             }
-            if let Some(exit) = memory.exit() {
-                let flags = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
-                epoll::add(&self.epolls[0], exit, epoll::EventData::new_u64(id.0 * 2 + 1), flags)?;
-            }
-            Ok(())
+            self.watch_exit(id, space)
         })();
         if watched.is_err() {
             self.spaces.write().remove(&id.0);
         }
         watched
+    }
+
+    fn watch_exit(&self, id: SpaceId, space: &Space) -> io::Result<()> {
+        if let Some(exit) = space.memory().exit() {
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
+            epoll::add(&self.epolls[0], exit, epoll::EventData::new_u64(id.0 * 2 + 1), flags)?;
+        }
+        Ok(())
     }
 
     fn forget(&self, id: SpaceId) {
@@ -396,7 +416,13 @@ impl Shared {
                 space.unpark(batch);
             }
             follower.note(&self.placement, &batch.faults);
+            let sentinel = space.sentinel();
             for fault in batch.faults.drain(..) {
+                if fault.addr == sentinel
+                    && let Some(thread) = fault.thread
+                {
+                    self.observer.sentinel(SpaceId(id), thread);
+                }
                 work.run(&space, fault);
             }
             if !batch.more {

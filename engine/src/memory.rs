@@ -185,6 +185,9 @@ pub trait Memory: Send + Sync + 'static {
     /// When they can't be used again.
     fn empty_slots(&self, slots: &[Span]) -> Result<(), MemoryError>;
 
+    /// The implementation behind the trait, for an embedder that knows its own.
+    fn as_any(&self) -> &dyn std::any::Any;
+
     /// Readable when there are messages to [`read`](Self::read), if they come by a descriptor.
     fn messages(&self) -> Option<BorrowedFd<'_>> {
         None

@@ -28,14 +28,21 @@ struct Ranges {
 impl SlotPool {
     /// Cuts `area` into slots of `slot_pages` pages. A trailing part too small for one is left out.
     pub fn new(area: Option<Span>, slot_pages: u32, page_bytes: u64) -> Arc<Self> {
-        let slot_bytes = u64::from(slot_pages) * page_bytes;
-        let mut free = Vec::new();
+        let pool = Self { slot_pages, ranges: Mutex::new(Ranges::default()) };
         if let Some(area) = area {
-            let count = area.len() / slot_bytes;
-            // Last in, first out: the lowest is handed out first.
-            free.extend((0..count).rev().filter_map(|n| Span::new(area.start() + n * slot_bytes, slot_bytes).ok()));
+            pool.add(area, page_bytes);
         }
-        Arc::new(Self { slot_pages, ranges: Mutex::new(Ranges { free, ..Ranges::default() }) })
+        Arc::new(pool)
+    }
+
+    /// Cuts more slots, from an area that became known later.
+    pub fn add(&self, area: Span, page_bytes: u64) {
+        let slot_bytes = u64::from(self.slot_pages) * page_bytes;
+        let mut ranges = self.ranges.lock();
+        let count = area.len() / slot_bytes;
+        // Last in, first out: the lowest is handed out first.
+        let slots = (0..count).rev().filter_map(|n| Span::new(area.start() + n * slot_bytes, slot_bytes).ok());
+        ranges.free.extend(slots);
     }
 
     /// Pages a slot has room for.

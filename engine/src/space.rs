@@ -43,6 +43,7 @@ pub struct Space {
     key_bases: RwLock<HashMap<RegionId, u64>>,
     counts: Counts,
     broken_promise: AtomicBool,
+    sentinel: AtomicU64,
     troubles: Troubles,
     /// Gets a handler to look here soon.
     kick: OnceLock<Box<dyn Fn() + Send + Sync>>,
@@ -112,6 +113,7 @@ impl Space {
             key_bases: RwLock::new(HashMap::new()),
             counts,
             broken_promise: AtomicBool::new(false),
+            sentinel: AtomicU64::new(0),
             troubles: Troubles::default(),
             kick: OnceLock::new(),
         })
@@ -206,6 +208,46 @@ impl Space {
             from = end;
         }
         Ok(taken)
+    }
+
+    /// Takes out of care every region that has a part in `span`, all of it. What was out must have been brought back.
+    ///
+    /// # Errors
+    /// [`MemoryError::Refused`] if something of them is out or registered still; nothing is changed then.
+    pub fn unmanage(&self, span: Span) -> Result<(), MemoryError> {
+        let _mover = self.mover.lock();
+        let mut directory = self.gate.write();
+        let regions: Vec<Arc<Region>> = directory.parts(span).into_iter().map(|part| part.region).collect();
+        for region in &regions {
+            let shard = region.lock();
+            if shard.out() > 0 || shard.is_registered() {
+                let reason = "part of it is out".into();
+                return Err(MemoryError::Refused { doing: "taking out of care", span, reason });
+            }
+        }
+        for part in directory.all() {
+            if regions.iter().any(|region| Arc::ptr_eq(region, &part.region))
+                && let Ok(whole) = Span::new(part.piece.addr, bytes_of(part.piece.pages))
+            {
+                directory.take(whole);
+            }
+        }
+        Ok(())
+    }
+
+    /// Has faults at this page reported to the engine's observer. Children inherit it.
+    pub fn set_sentinel(&self, addr: u64) {
+        self.sentinel.store(addr, Ordering::Release);
+    }
+
+    /// The page whose faults are reported; 0 if there is none.
+    pub fn sentinel(&self) -> u64 {
+        self.sentinel.load(Ordering::Acquire)
+    }
+
+    /// Slots for an address space that had none before: a child whose agent has called.
+    pub fn add_slots(&self, area: Span) {
+        self.pool.add(area, page_size() as u64);
     }
 
     /// The identity the bytes of a page are stored under.

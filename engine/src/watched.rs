@@ -198,6 +198,10 @@ impl<R: Reach> Memory for Watched<R> {
         self.reach.empty_slots(slots)
     }
 
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+
     fn messages(&self) -> Option<BorrowedFd<'_>> {
         Some(self.uffd.as_fd())
     }

@@ -126,6 +126,21 @@ impl Process {
         Ok(entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect())
     }
 
+    /// Where the kernel writes when one of its threads exits: the head of the thread's robust list, which C libraries keep beside the
+    /// thread's other structures. `None` for a thread that has none.
+    pub fn robust_list(&self, thread: u32) -> Result<Option<u64>, Error> {
+        let number = i32::try_from(thread).map_err(|_| Error::Gone { pid: thread })?;
+        let mut head = 0usize;
+        let mut len = 0usize;
+        // SAFETY: needed because the C library has no wrapper. The kernel writes the two words given, which live across the call.
+        let answer =
+            unsafe { libc::syscall(libc::SYS_get_robust_list, number, &raw mut head, &raw mut len) };
+        match answer {
+            0 => Ok((head != 0).then_some(head as u64)),
+            _ => Err(self.error("asking for a thread's robust list", io::Error::last_os_error())),
+        }
+    }
+
     fn read_batch(&self, batch: &[(u64, u64)], buf: &mut [u8]) -> Result<usize, Error> {
         let remote: Vec<libc::iovec> = batch.iter().map(|&(addr, len)| iovec(addr, len)).collect();
         match read_through(self.pid, &remote, buf) {
