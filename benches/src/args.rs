@@ -111,15 +111,18 @@ pub(crate) struct Run {
 pub(crate) enum Memory {
     /// A region of the own process that pages itself.
     Local,
+    /// A process whose memory a daemon, another process, moves out and brings back.
+    Client,
 }
 
 impl Memory {
-    const ALL: [Self; 1] = [Self::Local];
+    const ALL: [Self; 2] = [Self::Local, Self::Client];
 
     /// As in arguments and reports.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Local => "local",
+            Self::Client => "client",
         }
     }
 }

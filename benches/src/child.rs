@@ -28,7 +28,7 @@ impl Child {
         let program = std::env::current_exe().map_err(Error::io("finding this program"))?;
         let mut command = Command::new(program);
         command.arg("child").arg(serde_json::to_string(role)?).stdin(Stdio::piped()).stdout(Stdio::piped());
-        if matches!(role, Role::Zram { .. }) {
+        if matches!(role, Role::Zram { .. } | Role::Daemon { .. }) {
             // Who has something to put back must not be ended by the key that ends this program; it ends when we do.
             command.process_group(0);
         }
@@ -46,7 +46,7 @@ impl Child {
         Ok((child, first))
     }
 
-    /// Has every page moved out.
+    /// Has every page moved out: its own, or its client's.
     pub(crate) fn move_out(&mut self) -> Result<MovedOut, Error> {
         match self.ask(Request::MoveOut)? {
             Reply::MovedOut(moved) => Ok(moved),
@@ -124,7 +124,7 @@ pub(crate) fn serve(role: &str) -> Result<(), Error> {
     for line in std::io::stdin().lines() {
         let line = line.map_err(Error::io("listening to the benchmark"))?;
         let request = serde_json::from_str(&line)?;
-        let reply = subject::answer(&mut *subject, request);
+        let reply = subject.answer(request);
         say(&reply.unwrap_or_else(|error| Reply::Failed(error.chain())))?;
     }
     Ok(())

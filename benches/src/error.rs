@@ -25,6 +25,12 @@ pub(crate) enum Error {
     /// Moving out.
     #[error("moving pages out")]
     MoveOut(#[from] userswap_engine::EvictError),
+    /// The daemon's side of a client.
+    #[error("serving a client")]
+    Server(#[from] userswap::ServerError),
+    /// The client's side.
+    #[error("becoming a client")]
+    Client(#[from] userswap_ipc::ClientError),
     /// The store.
     #[error(transparent)]
     Store(#[from] userswap_stores::SpecError),

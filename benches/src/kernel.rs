@@ -1,7 +1,7 @@
 //! Memory that the kernel swaps out: what everything is compared with.
 
 use crate::error::Error;
-use crate::subject::{MovedOut, Subject};
+use crate::subject::{MovedOut, Reply, Request, Subject, touch};
 use crate::touch::Arena;
 use std::time::Instant;
 use userswap_uffd::Pagemap;
@@ -20,14 +20,8 @@ impl Kernel {
     pub(crate) fn new(image: &[u8]) -> Result<Self, Error> {
         Ok(Self { arena: Arena::in_mapping(image)?, pagemap: Pagemap::this()? })
     }
-}
 
-impl Subject for Kernel {
-    fn arena(&self) -> &Arena {
-        &self.arena
-    }
-
-    fn move_out(&mut self) -> Result<MovedOut, Error> {
+    fn move_out(&self) -> Result<MovedOut, Error> {
         let (mut ns, mut left) = (0.0, self.arena.pages());
         for _ in 0..TRIES {
             let from = Instant::now();
@@ -39,5 +33,14 @@ impl Subject for Kernel {
             }
         }
         Ok(MovedOut { pages: (self.arena.pages() - left) as u64, ns, memory_bytes: None })
+    }
+}
+
+impl Subject for Kernel {
+    fn answer(&mut self, request: Request) -> Result<Reply, Error> {
+        match request {
+            Request::MoveOut => self.move_out().map(Reply::MovedOut),
+            Request::Touch(how) => touch(&self.arena, how),
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! A region of the own process that pages itself.
 
 use crate::error::Error;
-use crate::subject::{MovedOut, Subject};
+use crate::subject::{MovedOut, Reply, Request, Subject, touch};
 use crate::touch::Arena;
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,14 +21,8 @@ impl Local {
         let region = PagedRegion::builder(image.len() as u64, Arc::clone(&store)).build()?;
         Ok(Self { arena: Arena::in_region(region, image)?, store })
     }
-}
 
-impl Subject for Local {
-    fn arena(&self) -> &Arena {
-        &self.arena
-    }
-
-    fn move_out(&mut self) -> Result<MovedOut, Error> {
+    fn move_out(&self) -> Result<MovedOut, Error> {
         let Some(region) = self.arena.region() else {
             return Err(Error::Input("an arena that is no region".into()));
         };
@@ -36,5 +30,14 @@ impl Subject for Local {
         let moved = region.evict(..)?;
         let ns = from.elapsed().as_secs_f64() * 1e9;
         Ok(MovedOut { pages: moved.stored, ns, memory_bytes: Some(self.store.stats().memory_bytes) })
+    }
+}
+
+impl Subject for Local {
+    fn answer(&mut self, request: Request) -> Result<Reply, Error> {
+        match request {
+            Request::MoveOut => self.move_out().map(Reply::MovedOut),
+            Request::Touch(how) => touch(&self.arena, how),
+        }
     }
 }

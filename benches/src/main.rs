@@ -7,6 +7,7 @@
 mod args;
 mod capture;
 mod child;
+mod client;
 mod error;
 mod image;
 mod image_source;

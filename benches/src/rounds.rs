@@ -122,17 +122,27 @@ struct Entered {
     name: String,
     failed: bool,
     toucher: Child,
+    /// Moves out what `toucher` touches, if it doesn't do so itself. Ends after it.
+    mover: Option<Child>,
 }
 
 impl Entered {
     fn start(entrant: Option<Entrant>, name: &str, image: &Image) -> Result<Self, Error> {
         let image = image.path();
+        let mut mover = None;
         let role = match &entrant {
             None => Role::Kernel { image },
             Some(Entrant { memory: Memory::Local, store }) => Role::Local { image, store: store.clone() },
+            Some(Entrant { memory: Memory::Client, store }) => {
+                let file = format!("userswap-bench-{}-{}.sock", std::process::id(), store.replace('/', "-"));
+                let socket = std::env::temp_dir().join(file);
+                let role = Role::Daemon { store: store.clone(), socket: socket.clone() };
+                mover = Some(Child::start(&format!("{name}, the daemon"), &role)?.0);
+                Role::Client { image, socket }
+            }
         };
         let (toucher, _) = Child::start(name, &role)?;
-        Ok(Self { entrant, name: name.to_owned(), failed: false, toucher })
+        Ok(Self { entrant, name: name.to_owned(), failed: false, toucher, mover })
     }
 
     /// Moves everything out and touches it.
@@ -143,7 +153,7 @@ impl Entered {
         zram: Option<&Zram>,
     ) -> Result<(MovedOut, Pass), Error> {
         let who = || self.name.clone();
-        let mut moved = self.toucher.move_out()?;
+        let mut moved = self.mover.as_mut().unwrap_or(&mut self.toucher).move_out()?;
         if let (None, Some(zram)) = (&self.entrant, zram) {
             moved.memory_bytes = Some(zram.memory_bytes()?);
         }

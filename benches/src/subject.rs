@@ -1,5 +1,6 @@
 //! What is measured: a process that holds the image, can be told to have it moved out, and touches it.
 
+use crate::client::{Cooperating, Daemon};
 use crate::error::Error;
 use crate::image::read_pages;
 use crate::kernel::Kernel;
@@ -25,6 +26,20 @@ pub(crate) enum Role {
         image: PathBuf,
         /// Where its pages go.
         store: String,
+    },
+    /// Memory that a daemon moves out.
+    Client {
+        /// The image's path.
+        image: PathBuf,
+        /// Where the daemon listens.
+        socket: PathBuf,
+    },
+    /// That daemon.
+    Daemon {
+        /// Where its client's pages go.
+        store: String,
+        /// Where it listens.
+        socket: PathBuf,
     },
     /// Makes a zram device, and takes it away when nobody listens any more.
     Zram {
@@ -94,34 +109,27 @@ pub(crate) struct Touched {
     pub(crate) wrong: usize,
 }
 
-/// A way to move memory out.
+/// What a child is, when it isn't a zram guard.
 pub(crate) trait Subject {
-    /// The memory.
-    fn arena(&self) -> &Arena;
-
-    /// Moves all of it out.
-    fn move_out(&mut self) -> Result<MovedOut, Error>;
+    /// Does what it is told.
+    fn answer(&mut self, request: Request) -> Result<Reply, Error>;
 }
 
-/// Makes a subject.
+/// Makes one.
 pub(crate) fn make(role: &Role) -> Result<Box<dyn Subject>, Error> {
     match role {
         Role::Kernel { image } => Ok(Box::new(Kernel::new(&read_pages(image)?)?)),
         Role::Local { image, store } => Ok(Box::new(Local::new(&read_pages(image)?, store)?)),
+        Role::Client { image, socket } => Ok(Box::new(Cooperating::new(&read_pages(image)?, socket)?)),
+        Role::Daemon { store, socket } => Ok(Box::new(Daemon::new(store, socket)?)),
         Role::Zram { .. } => Err(Error::Input("a zram device holds no memory to touch".into())),
     }
 }
 
-/// Does what it is told.
-pub(crate) fn answer(subject: &mut dyn Subject, request: Request) -> Result<Reply, Error> {
-    match request {
-        Request::MoveOut => subject.move_out().map(Reply::MovedOut),
-        Request::Touch(how) => {
-            let arena = subject.arena();
-            let orders = how.pattern.orders(arena.pages(), how.touches, how.threads, how.seed);
-            let present = arena.present(&Pagemap::this()?)?;
-            let pass = arena.pass(&orders, how.pin)?;
-            Ok(Reply::Touched(Touched { pass, present, wrong: arena.wrong_pages() }))
-        }
-    }
+/// Touches an arena's pages, then looks whether all of them are as they were.
+pub(crate) fn touch(arena: &Arena, how: Touches) -> Result<Reply, Error> {
+    let orders = how.pattern.orders(arena.pages(), how.touches, how.threads, how.seed);
+    let present = arena.present(&Pagemap::this()?)?;
+    let pass = arena.pass(&orders, how.pin)?;
+    Ok(Reply::Touched(Touched { pass, present, wrong: arena.wrong_pages() }))
 }

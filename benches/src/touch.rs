@@ -52,6 +52,11 @@ impl Arena {
         Ok(arena)
     }
 
+    /// Where it is.
+    pub(crate) fn span(&self) -> Span {
+        self.span
+    }
+
     /// How many pages it has.
     pub(crate) fn pages(&self) -> usize {
         self.sums.len()
