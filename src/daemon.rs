@@ -2,9 +2,11 @@
 
 mod admission;
 mod builder;
+mod claims;
 mod reach;
 mod server;
 mod steward;
+mod survey;
 
 pub use builder::ServerBuilder;
 pub use server::{ClientStatus, Server, ServerError, Total};

@@ -48,6 +48,13 @@ pub struct Part {
     pub piece: Piece,
 }
 
+impl Part {
+    /// Its range of addresses.
+    pub fn span(&self) -> Option<Span> {
+        Span::new(self.piece.addr, bytes_of(self.piece.pages)).ok()
+    }
+}
+
 impl Directory {
     /// Counts events applied; an order given under an older epoch is void.
     pub fn epoch(&self) -> u64 {

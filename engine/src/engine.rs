@@ -357,11 +357,13 @@ impl Shared {
         while !self.stop.load(Ordering::Acquire) {
             events.clear();
             self.placement.ready(&mut hands.follower);
-            let patience = (!soon.is_empty()).then(|| Timespec {
-                tv_sec: 0,
-                tv_nsec: i64::from(RETRY.subsec_nanos()),
-            });
-            match epoll::wait(&self.epolls[number], rustix::buffer::spare_capacity(&mut events), patience.as_ref()) {
+            let patience =
+                (!soon.is_empty()).then(|| Timespec { tv_sec: 0, tv_nsec: i64::from(RETRY.subsec_nanos()) });
+            match epoll::wait(
+                &self.epolls[number],
+                rustix::buffer::spare_capacity(&mut events),
+                patience.as_ref(),
+            ) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
                     tracing::error!(%error, "waiting for faults");

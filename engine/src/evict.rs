@@ -23,6 +23,9 @@ use std::time::Duration;
 use userswap_store::{Handle, Page, StoreError};
 use userswap_uffd::{Span, Stop, page_size};
 
+/// Pages brought back together when a whole range is.
+const AROUND: u32 = 64;
+
 /// What a move-out did, in pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct MovedOut {
@@ -135,7 +138,8 @@ impl EvictWork {
         to: PageIndex,
     ) -> Result<Option<Piece>, EvictError> {
         let slot = space.pool.take(space.memory()).ok_or(EvictError::NoSlot)?;
-        let standing = Standing { slot, region: Arc::clone(region), first: from, pages: 0, count: 0, serial: 0 };
+        let standing =
+            Standing { slot, region: Arc::clone(region), first: from, pages: 0, count: 0, serial: 0 };
         let id = space.names.lock().name(standing.clone());
         let (resident, base) = (&self.resident, self.resident_from);
         let present = |page: PageIndex| {
@@ -181,7 +185,8 @@ impl EvictWork {
                 // Before its pages can be recalled from it: who reads a hole in a slot that is still registered waits for us.
                 let slot = self.standing.as_ref().map(|(_, standing)| standing.slot.span());
                 let settled = slot.map_or(Ok(()), |slot| space.memory().settle_slot(slot));
-                let done = u32::try_from(outcome.done / page_size() as u64).unwrap_or(0).min(self.piece.pages);
+                let done =
+                    u32::try_from(outcome.done / page_size() as u64).unwrap_or(0).min(self.piece.pages);
                 self.record(space, done);
                 moved.moved += u64::from(done);
                 settled?;
@@ -257,7 +262,9 @@ impl EvictWork {
             }
             shard.id()
         };
-        let (Some(&(low, _)), Some(&(high, _))) = (self.writing.first(), self.writing.last()) else { return Ok(()) };
+        let (Some(&(low, _)), Some(&(high, _))) = (self.writing.first(), self.writing.last()) else {
+            return Ok(());
+        };
         let page = page_size();
         let bytes = &mut self.bytes[..(high - low + 1) as usize * page];
         standing.slot.read(low, bytes)?;
@@ -307,6 +314,11 @@ impl EvictWork {
     /// Lets go of the slot without writing it out.
     pub fn leave_standing(&mut self) {
         self.standing = None;
+    }
+
+    /// The planned run.
+    pub fn planned(&self) -> Piece {
+        self.piece
     }
 
     /// Where the planned run ends.
@@ -495,6 +507,47 @@ impl Space {
         }
         self.pool.reclaim(self.memory().as_ref())?;
         Ok(brought)
+    }
+
+    /// Takes every region with a part in `span` out of care, all of it, bringing back what is out. Its range is left to the kernel.
+    ///
+    /// # Errors
+    /// [`MemoryError::Refused`] if pages of it are still on their way, or couldn't be brought back; it stays in care.
+    pub fn let_go(self: &Arc<Self>, span: Span) -> Result<(), MemoryError> {
+        for part in self.live_parts(span) {
+            let whole: Vec<Span> = {
+                let shard = part.region.lock();
+                shard.mapped().iter().filter_map(|piece| piece_span(*piece)).collect()
+            };
+            for piece in whole {
+                self.bring_back(piece, AROUND)?;
+            }
+        }
+        let _mover = self.mover.lock();
+        let mut directory = self.exclusive();
+        let parts = directory.parts(span);
+        if parts.iter().any(|part| part.region.lock().out() > 0) {
+            let reason = "part of it is still out".into();
+            return Err(MemoryError::Refused { doing: "letting go of", span, reason });
+        }
+        for part in &parts {
+            let (pieces, registered) = {
+                let mut shard = part.region.lock();
+                let pieces: Vec<Span> =
+                    shard.mapped().iter().filter_map(|piece| piece_span(*piece)).collect();
+                let registered = shard.is_registered();
+                shard.set_registered(false);
+                (pieces, registered)
+            };
+            for piece in pieces {
+                if registered {
+                    // A range that is gone without our knowing needs no unregistering.
+                    let _ = self.memory().unregister(piece);
+                }
+                directory.take(piece);
+            }
+        }
+        Ok(())
     }
 
     /// Leaves a region's range to the kernel if nothing of it is out and no removal of its pages is pending. The caller

@@ -266,7 +266,10 @@ impl FaultWork {
                     let page = &mut bytes[at as usize * page_size()..][..page_size()];
                     let ok = at == self.flight.demand() && error.is_retryable() && {
                         (0..RETRIES).any(|_| {
-                            matches!(space.store().fetch(handle, key, page, &Waiter::none()), Ok(Fetch::Ready))
+                            matches!(
+                                space.store().fetch(handle, key, page, &Waiter::none()),
+                                Ok(Fetch::Ready)
+                            )
                         })
                     };
                     if !ok {
@@ -300,7 +303,9 @@ impl FaultWork {
 
     /// Records the kernel's answer. Same hold of the gate as the [`install`](Self::install) before it.
     pub fn record(&mut self, space: &Space) -> Next {
-        let (Some((segment, outcome)), Some(region)) = (self.asked.take(), &self.region) else { return Next::End };
+        let (Some((segment, outcome)), Some(region)) = (self.asked.take(), &self.region) else {
+            return Next::End;
+        };
         let done = u32::try_from(outcome.done / page_size() as u64).unwrap_or(segment.pages);
         let mut shard = region.lock();
         shard.landed(&mut self.flight, segment, done, &mut self.lost);

@@ -41,7 +41,8 @@ impl SlotPool {
         let mut ranges = self.ranges.lock();
         let count = area.len() / slot_bytes;
         // Last in, first out: the lowest is handed out first.
-        let slots = (0..count).rev().filter_map(|n| Span::new(area.start() + n * slot_bytes, slot_bytes).ok());
+        let slots =
+            (0..count).rev().filter_map(|n| Span::new(area.start() + n * slot_bytes, slot_bytes).ok());
         ranges.free.extend(slots);
     }
 
@@ -252,7 +253,9 @@ impl SlotNames {
     /// The slot, being filled, whose range starts at `addr`.
     pub fn filling_at(&self, addr: u64) -> Option<(SlotId, Standing)> {
         self.iter()
-            .find(|(_, standing)| standing.slot.span.start() == addr && standing.slot.phase() == Phase::Filling)
+            .find(|(_, standing)| {
+                standing.slot.span.start() == addr && standing.slot.phase() == Phase::Filling
+            })
             .map(|(id, standing)| (id, standing.clone()))
     }
 

@@ -1,14 +1,16 @@
 //! One address space in care: its gate, its regions, its slots, and the events that change them.
 
-use crate::core::{Counts, Generation, Lost, PageIndex, Piece, RegionId, Shard, SlotId, SlotPage, Transition};
+use crate::core::{
+    Counts, Generation, Lost, PageIndex, Piece, RegionId, Shard, SlotId, SlotPage, Transition,
+};
 use crate::directory::{Directory, Part, Region, bytes_of, pages_in};
 use crate::memory::{Batch, Event, Fault, Memory, MemoryError};
 use crate::shares::Shares;
 use crate::slots::{Phase, SlotNames, SlotPool, Standing};
-use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use userswap_store::{FetchKind, Handle, OwnerId, PageKey, Store, StoreError};
 use userswap_uffd::{Span, page_size};
@@ -82,7 +84,8 @@ impl Space {
         slot_pages: u32,
     ) -> Arc<Self> {
         let lineage = Arc::new(Lineage { owner, generation: AtomicU32::new(0) });
-        let books = Books { directory: Directory::default(), names: SlotNames::default(), counts: Counts::default() };
+        let books =
+            Books { directory: Directory::default(), names: SlotNames::default(), counts: Counts::default() };
         Self::build(memory, store, shares, lineage, slot_pages, books)
     }
 
@@ -159,6 +162,11 @@ impl Space {
         self.gate.read()
     }
 
+    /// The gate, exclusive: hold it to change what is mapped where.
+    pub(crate) fn exclusive(&self) -> RwLockWriteGuard<'_, Directory> {
+        self.gate.write()
+    }
+
     /// Puts a range into care as one region. It isn't registered before something of it moves out.
     ///
     /// # Errors
@@ -208,31 +216,6 @@ impl Space {
             from = end;
         }
         Ok(taken)
-    }
-
-    /// Takes out of care every region that has a part in `span`, all of it. What was out must have been brought back.
-    ///
-    /// # Errors
-    /// [`MemoryError::Refused`] if something of them is out or registered still; nothing is changed then.
-    pub fn unmanage(&self, span: Span) -> Result<(), MemoryError> {
-        let _mover = self.mover.lock();
-        let mut directory = self.gate.write();
-        let regions: Vec<Arc<Region>> = directory.parts(span).into_iter().map(|part| part.region).collect();
-        for region in &regions {
-            let shard = region.lock();
-            if shard.out() > 0 || shard.is_registered() {
-                let reason = "part of it is out".into();
-                return Err(MemoryError::Refused { doing: "taking out of care", span, reason });
-            }
-        }
-        for part in directory.all() {
-            if regions.iter().any(|region| Arc::ptr_eq(region, &part.region))
-                && let Ok(whole) = Span::new(part.piece.addr, bytes_of(part.piece.pages))
-            {
-                directory.take(whole);
-            }
-        }
-        Ok(())
     }
 
     /// Has faults at this page reported to the engine's observer. Children inherit it.
@@ -329,13 +312,7 @@ impl Space {
     }
 
     /// Applies one event to the books.
-    fn apply(
-        &self,
-        event: Event,
-        directory: &mut Directory,
-        lost: &mut Lost,
-        children: &mut Vec<Arc<Self>>,
-    ) {
+    fn apply(&self, event: Event, directory: &mut Directory, lost: &mut Lost, children: &mut Vec<Arc<Self>>) {
         match event {
             Event::Remove(span) => {
                 for part in directory.parts(span) {
@@ -485,7 +462,11 @@ impl Space {
     /// A page is lost.
     pub(crate) fn note_poison(&self, fault: Fault) {
         self.troubles.poisoned.fetch_add(1, Ordering::Relaxed);
-        tracing::error!(addr = format_args!("{:#x}", fault.addr), thread = fault.thread, "page poisoned: its bytes are lost");
+        tracing::error!(
+            addr = format_args!("{:#x}", fault.addr),
+            thread = fault.thread,
+            "page poisoned: its bytes are lost"
+        );
     }
 
     /// Fetches that failed, and pages that were poisoned for it.
@@ -572,4 +553,3 @@ impl Usage {
         u32::try_from(self.out).map_or(u64::MAX, bytes_of)
     }
 }
-

@@ -6,7 +6,9 @@ use parking_lot::Mutex;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use userswap_uffd::{CopyMode, Error, Message, Outcome, ReadError, RegisterMode, Span, Stop, Uffd, page_bytes};
+use userswap_uffd::{
+    CopyMode, Error, Message, Outcome, ReadError, RegisterMode, Span, Stop, Uffd, page_bytes,
+};
 
 /// How the pages of an address space are reached beyond what its userfaultfd can do.
 ///
@@ -108,11 +110,9 @@ impl<R: Reach> Memory for Watched<R> {
             // SAFETY: needed because a fork message hands over a descriptor. The kernel just wrote these entries into our ring
             // for this process, and each is decoded here and nowhere else: the ring is cleared before its next use.
             match unsafe { raw.decode(self.uffd.features()) } {
-                Ok(Message::Fault(fault)) => batch.faults.push(Fault {
-                    addr: fault.addr,
-                    write: fault.write,
-                    thread: fault.thread,
-                }),
+                Ok(Message::Fault(fault)) => {
+                    batch.faults.push(Fault { addr: fault.addr, write: fault.write, thread: fault.thread })
+                }
                 Ok(Message::Event(event)) => batch.events.push(self.event(event)?),
                 Err(error) => tracing::error!(%error, "a message of the kernel makes no sense"),
             }

@@ -1,12 +1,14 @@
 //! Who is taken on, and with what.
 
-use super::reach::ClientReach;
+use super::reach::{ClientReach, Told};
 use super::server::ServerError;
+use parking_lot::Mutex;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 use userswap_engine::Watched;
-use userswap_ipc::{Abilities, ClientLink, Connection, Contract, Offer, Peer, Terms};
+use userswap_ipc::setup::Program;
+use userswap_ipc::{Abilities, Arrival, Child, ClientLink, Connection, Contract, Offer, Peer, Terms};
 use userswap_uffd::{Features, Pagemap, Process, RegisterMode, Span, page_bytes};
 
 /// What every client's userfaultfd is asked for; what the kernel hasn't isn't granted.
@@ -30,20 +32,33 @@ pub(crate) struct Admission {
     pub(crate) staging_pages: u64,
     /// Pages of a slot in a strict client's swap area.
     pub(crate) pages_per_region: u32,
+    /// Whether programs that know nothing of us are taken on.
+    pub(crate) unmodified: bool,
+}
+
+/// Who was let in.
+pub(crate) enum Admitted {
+    /// A client with memory of its own.
+    Client(Newcomer),
+    /// A forked child's agent, whose address space is here already or will be: the one whose sentinel it touches.
+    Child(Child),
 }
 
 /// A client that was taken on.
-pub(crate) struct Admitted {
+pub(crate) struct Newcomer {
     pub(crate) link: Arc<ClientLink>,
     pub(crate) peer: Peer,
     pub(crate) memory: Arc<Watched<ClientReach>>,
+    pub(crate) sentinel: Span,
+    /// What its agent told, if it knows nothing of us.
+    pub(crate) program: Option<Program>,
 }
 
 /// The largest swap area a client may hand over.
 const MAX_SWAP_AREA: u64 = 1 << 30;
 
 /// Pages moved by one order of an extended client: a round trip costs little a page then.
-const MOVE_PAGES: u32 = 256;
+pub(crate) const MOVE_PAGES: u32 = 256;
 
 impl Admission {
     /// Takes a client on, or says why not. Blocks for as long as the client takes, ten seconds at most.
@@ -53,12 +68,15 @@ impl Admission {
         if ![0, own].contains(&peer.uid()) && !self.allowed.contains(&peer.uid()) {
             return Err(ServerError::NotAllowed { pid: peer.pid(), uid: peer.uid() });
         }
-        let abilities = match self.contract {
+        let mut abilities = match self.contract {
             Contract::Strict => Abilities::empty(),
             Contract::Extended => {
                 Abilities::ORDERS | Abilities::UFFD_MOVE | Abilities::DEVICE | Abilities::HINTS
             }
         };
+        if self.unmodified && self.contract == Contract::Extended {
+            abilities |= Abilities::AGENT;
+        }
         let terms = Terms {
             offer: Offer {
                 contract: self.contract,
@@ -71,23 +89,22 @@ impl Admission {
             // A stopped client answers when it goes on; nobody but itself waits for it. A dead one closes the connection.
             reply_timeout: Duration::from_secs(7 * 24 * 3600),
         };
-        let adopted = userswap_ipc::adopt(connection, &terms)?;
-        let process = Process::from_pidfd(
-            peer.pidfd()
-                .try_clone_to_owned()
-                .map_err(|source| ServerError::Start { doing: "duplicating a pidfd", source })?,
-        )?;
-        let pagemap = Pagemap::open(peer.pid())
-            .map_err(|source| ServerError::NoPagemap { pid: peer.pid(), source })?;
-        let uffd = adopted.uffd.handshake(wanted())?;
-        let (slots, sentinel, slot_pages) = self.cut(adopted.staging, adopted.swap_area)?;
-        let link = Arc::new(adopted.link);
+        let adopted = match userswap_ipc::receive(connection, &terms)? {
+            Arrival::Client(adopted) => adopted,
+            Arrival::Child(child) => return Ok(Admitted::Child(child)),
+        };
+        let uffd = userswap_ipc::handshake(adopted.uffd, wanted())?;
+        let (slots, mut sentinel, slot_pages) = self.cut(adopted.staging, adopted.swap_area)?;
+        if let Some(program) = &adopted.program {
+            sentinel = program.sentinel;
+        }
         register_sentinel(&uffd, sentinel)?;
-        let reach = ClientReach::new(Arc::clone(&link), process, pagemap, slots, slot_pages);
-        let memory = Arc::new(
-            Watched::new(uffd, reach).map_err(|source| ServerError::Start { doing: "making a ring", source })?,
-        );
-        Ok(Admitted { link, peer, memory })
+        let link = Arc::new(adopted.link);
+        let told = told(Arc::clone(&link), &peer, slots, slot_pages)?;
+        let memory = Watched::new(uffd, ClientReach::new(told))
+            .map_err(|source| ServerError::Start { doing: "making a ring", source })?;
+        let program = adopted.program;
+        Ok(Admitted::Client(Newcomer { link, peer, memory: Arc::new(memory), sentinel, program }))
     }
 
     /// Where slots are cut from, the sentinel page, and the pages of a slot. The sentinel is the last page of the swap area: it is
@@ -112,10 +129,27 @@ impl Admission {
     }
 }
 
+/// Opens what a process is reached through.
+pub(crate) fn told(
+    link: Arc<ClientLink>,
+    peer: &Peer,
+    slots: Span,
+    slot_pages: u32,
+) -> Result<Told, ServerError> {
+    let pidfd = peer
+        .pidfd()
+        .try_clone_to_owned()
+        .map_err(|source| ServerError::Start { doing: "duplicating a pidfd", source })?;
+    let process = Process::from_pidfd(pidfd)?;
+    let pagemap =
+        Pagemap::open(peer.pid()).map_err(|source| ServerError::NoPagemap { pid: peer.pid(), source })?;
+    Ok(Told { link, process, pagemap, slots, slot_pages, was_shared: Mutex::default() })
+}
+
 #[allow(unsafe_code)]
 fn register_sentinel(uffd: &userswap_uffd::Uffd, sentinel: Span) -> Result<(), ServerError> {
-    // SAFETY: needed because its missing pages become ours to fill. It is a page of the swap area of another process, which maps
-    // it with no access and never uses it.
+    // SAFETY: needed because its missing pages become ours to fill. It is another process's page, named by it for this: the last of its
+    // swap area, or its agent's.
     unsafe { uffd.register(sentinel, RegisterMode::MISSING) }?;
     Ok(())
 }

@@ -22,6 +22,7 @@ pub struct ServerBuilder {
     pub(super) standby: bool,
     pub(super) pages_per_region: u32,
     pub(super) staging: u64,
+    pub(super) unmodified: bool,
 }
 
 impl ServerBuilder {
@@ -38,6 +39,7 @@ impl ServerBuilder {
             standby: false,
             pages_per_region: 16,
             staging: 32 << 20,
+            unmodified: false,
         }
     }
 
@@ -106,6 +108,14 @@ impl ServerBuilder {
         self
     }
 
+    /// Take programs on that know nothing of userswap and have its library loaded beside them: what of their memory may be moved is
+    /// found out by looking at it.
+    #[must_use]
+    pub fn unmodified(mut self, unmodified: bool) -> Self {
+        self.unmodified = unmodified;
+        self
+    }
+
     /// Starts it.
     ///
     /// # Errors
@@ -122,13 +132,11 @@ impl ServerBuilder {
             device: userswap_uffd::open_device().ok(),
             staging_pages: self.staging / userswap_uffd::page_bytes(),
             pages_per_region: self.pages_per_region,
+            unmodified: self.unmodified,
         }
     }
 
-    pub(super) fn engine(
-        &self,
-        observer: Arc<dyn userswap_engine::Observer>,
-    ) -> Result<Engine, ServerError> {
+    pub(super) fn engine(&self, observer: Arc<dyn userswap_engine::Observer>) -> Result<Engine, ServerError> {
         let mut builder = Engine::builder(Arc::clone(&self.store)).observer(observer);
         if let Some(handlers) = self.handlers {
             builder = builder.handlers(handlers);

@@ -1,8 +1,9 @@
 //! Reaching a client's memory: what its userfaultfd can't do, its agent is told to, or another system call does.
 #![allow(unsafe_code)]
 
+use parking_lot::Mutex;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use userswap_engine::memory::{MemoryError, Moved, Order};
 use userswap_engine::watched::{Reach, refused};
 use userswap_ipc::extension::{DropHow, MAX_DROPS, MoveRange, MoveStop, Mover};
@@ -10,33 +11,47 @@ use userswap_ipc::{Abilities, ClientLink, Epoch, LinkError};
 use userswap_uffd::{Outcome, Pagemap, Process, RegisterMode, Span, Stop, Uffd};
 
 /// Reaches the memory of a process at the other end of a connection.
+#[derive(Default)]
 pub(crate) struct ClientReach {
-    /// `None` for a forked child that hasn't connected: it can't be told anything.
-    told: Option<Told>,
+    /// Empty for a forked child whose agent hasn't called: it can't be told anything.
+    told: OnceLock<Told>,
 }
 
-struct Told {
-    link: Arc<ClientLink>,
-    process: Process,
-    pagemap: Pagemap,
-    slots: Span,
-    slot_pages: u32,
+/// A process that orders can be given to.
+pub(crate) struct Told {
+    pub(crate) link: Arc<ClientLink>,
+    pub(crate) process: Process,
+    pub(crate) pagemap: Pagemap,
+    /// Where slots are cut from.
+    pub(crate) slots: Span,
+    pub(crate) slot_pages: u32,
+    /// Pages that would move if they were made the process's own again.
+    pub(crate) was_shared: Mutex<Vec<Span>>,
 }
 
 impl ClientReach {
-    /// Through `link`, with slots cut from `slots`.
-    pub(crate) fn new(
-        link: Arc<ClientLink>,
-        process: Process,
-        pagemap: Pagemap,
-        slots: Span,
-        slot_pages: u32,
-    ) -> Self {
-        Self { told: Some(Told { link, process, pagemap, slots, slot_pages }) }
+    /// Reaches a process by what it told.
+    pub(crate) fn new(told: Told) -> Self {
+        Self { told: OnceLock::from(told) }
+    }
+
+    /// The child's agent called. Whether this is the first time.
+    pub(crate) fn tell(&self, told: Told) -> bool {
+        self.told.set(told).is_ok()
+    }
+
+    /// The process, if it can be given orders.
+    pub(crate) fn process(&self) -> Option<&Process> {
+        self.told.get().map(|told| &told.process)
+    }
+
+    /// Takes the pages that only need to be made the process's own again.
+    pub(crate) fn take_was_shared(&self) -> Vec<Span> {
+        self.told.get().map(|told| std::mem::take(&mut *told.was_shared.lock())).unwrap_or_default()
     }
 
     fn told(&self) -> Result<&Told, MemoryError> {
-        self.told.as_ref().ok_or(MemoryError::Gone)
+        self.told.get().ok_or(MemoryError::Gone)
     }
 }
 
@@ -62,21 +77,26 @@ unsafe impl Reach for ClientReach {
     }
 
     fn slot_area(&self) -> Option<Span> {
-        self.told.as_ref().map(|told| told.slots)
+        self.told.get().map(|told| told.slots)
     }
 
     fn slot_pages(&self) -> Option<u32> {
-        self.told.as_ref().map(|told| told.slot_pages)
+        self.told.get().map(|told| told.slot_pages)
     }
 
     fn move_out(&self, uffd: &Uffd, order: Order) -> Result<Moved, MemoryError> {
         let told = self.told()?;
         if !told.moves() {
-            told.link.move_ptes(order.from, order.to).map_err(|error| unlinked("moving", order.from, &error))?;
+            told.link
+                .move_ptes(order.from, order.to)
+                .map_err(|error| unlinked("moving", order.from, &error))?;
             return Ok(Moved::Ordered);
         }
-        let slot = Span::new(order.to, order.from.len())
-            .map_err(|error| MemoryError::Refused { doing: "moving to", span: order.from, reason: error.to_string() })?;
+        let slot = Span::new(order.to, order.from.len()).map_err(|error| MemoryError::Refused {
+            doing: "moving to",
+            span: order.from,
+            reason: error.to_string(),
+        })?;
         // SAFETY: needed because its missing pages become ours to fill; it is the client's staging area, made for this.
         unsafe { uffd.register(slot, RegisterMode::MISSING) }
             .map_err(|error| refused("registering", slot, error))?;
@@ -86,6 +106,12 @@ unsafe impl Reach for ClientReach {
             .move_ranges(Epoch::default(), Mover::UffdMove, &[range])
             .map_err(|error| unlinked("moving", order.from, &error))?;
         let result = reply.results.first().copied();
+        if let Some(result) = result
+            && result.stop == MoveStop::WasShared
+            && let Ok(page) = Span::page_of(order.from.start() + result.moved)
+        {
+            told.was_shared.lock().push(page);
+        }
         Ok(Moved::Now(result.map_or(Outcome { done: 0, stop: Some(Stop::Busy) }, |result| Outcome {
             done: result.moved,
             stop: stop_of(result.stop),
@@ -122,11 +148,11 @@ unsafe impl Reach for ClientReach {
     }
 
     fn child(&self) -> Self {
-        Self { told: None }
+        Self::default()
     }
 
     fn exit(&self) -> Option<BorrowedFd<'_>> {
-        self.told.as_ref().map(|told| told.process.as_fd())
+        self.told.get().map(|told| told.process.as_fd())
     }
 }
 
@@ -136,7 +162,7 @@ fn stop_of(stop: MoveStop) -> Option<Stop> {
         MoveStop::Present => Some(Stop::Present),
         MoveStop::Busy => Some(Stop::Busy),
         MoveStop::Unmapped => Some(Stop::Unmapped),
-        MoveStop::Pinned => Some(Stop::Pinned),
+        MoveStop::Pinned | MoveStop::WasShared => Some(Stop::Pinned),
         MoveStop::Hole => Some(Stop::Hole),
         MoveStop::NoMemory => Some(Stop::NoMemory),
         MoveStop::Refused => Some(Stop::Invalid),

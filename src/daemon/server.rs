@@ -1,18 +1,22 @@
 //! The server: who listens, who is served, what can be asked of it.
 
-use super::admission::{Admission, Admitted};
+use super::admission::{Admission, Admitted, MOVE_PAGES, Newcomer, told};
 use super::builder::ServerBuilder;
+use super::claims::Claims;
+use super::reach::ClientReach;
 use super::steward::{Steward, Task};
+use super::survey::Survey;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use userswap_engine::core::Counts;
-use userswap_engine::{Engine, EvictError, MemoryError, MovedOut, Observer, Space, SpaceId};
-use userswap_ipc::{ClientLink, Connection, Listener, Received, Wait};
+use userswap_engine::{Engine, EvictError, MemoryError, MovedOut, Observer, Space, SpaceId, Watched};
+use userswap_ipc::{Child, ClientLink, Connection, Listener, Peer, Received, Wait};
 use userswap_policy::Budget;
 use userswap_store::Store;
 use userswap_uffd::page_bytes;
@@ -115,6 +119,7 @@ pub(super) struct Inner {
     pub(super) standby: bool,
     listener: Option<Listener>,
     clients: Mutex<HashMap<SpaceId, Arc<ClientEntry>>>,
+    claims: Claims,
     /// Stewards of clients that are gone, to be joined.
     past: Mutex<Vec<Steward>>,
     total: Mutex<Total>,
@@ -125,6 +130,7 @@ pub(super) struct Inner {
 /// One client.
 pub(super) struct ClientEntry {
     pub(super) pid: u32,
+    pub(super) id: SpaceId,
     pub(super) space: Arc<Space>,
     pub(super) link: Arc<ClientLink>,
     steward: Mutex<Option<Steward>>,
@@ -148,6 +154,7 @@ impl Server {
             standby: builder.standby,
             listener,
             clients: Mutex::new(HashMap::new()),
+            claims: Claims::default(),
             past: Mutex::new(Vec::new()),
             total: Mutex::new(Total::default()),
             refused: AtomicU64::new(0),
@@ -310,12 +317,13 @@ impl Inner {
             match listener.accept(Wait::For(sweep)) {
                 Ok(Received::Got(connection)) => {
                     let inner = Arc::clone(self);
-                    let admitting = std::thread::Builder::new().name("userswap-admit".into()).spawn(move || {
-                        if let Err(error) = inner.admit(connection) {
-                            inner.refused.fetch_add(1, Ordering::Relaxed);
-                            tracing::warn!(error = %chain(&error), "a client was not taken on");
-                        }
-                    });
+                    let admitting =
+                        std::thread::Builder::new().name("userswap-admit".into()).spawn(move || {
+                            if let Err(error) = inner.admit(connection) {
+                                inner.refused.fetch_add(1, Ordering::Relaxed);
+                                tracing::warn!(error = %chain(&error), "a client was not taken on");
+                            }
+                        });
                     if let Err(error) = admitting {
                         tracing::warn!(%error, "no thread to take a client on with");
                     }
@@ -331,32 +339,88 @@ impl Inner {
     }
 
     fn admit(self: &Arc<Self>, connection: Connection) -> Result<u32, ServerError> {
-        let Admitted { link, peer, memory } = self.admission.admit(connection)?;
-        let pid = peer.pid();
+        match self.admission.admit(connection)? {
+            Admitted::Client(newcomer) => self.take_on(newcomer),
+            Admitted::Child(child) => {
+                let pid = child.peer.pid();
+                if let Some((child, id)) = self.claims.claim(child) {
+                    self.enlist(child, id)?;
+                }
+                Ok(pid)
+            }
+        }
+    }
+
+    fn take_on(self: &Arc<Self>, newcomer: Newcomer) -> Result<u32, ServerError> {
+        let Newcomer { link, peer, memory, sentinel, program } = newcomer;
         // Held over the adoption, so that whoever is told of the exit finds the entry.
         let mut clients = self.clients.lock();
         let (id, space) = self
             .engine()
             .adopt(memory)
             .map_err(|source| ServerError::Start { doing: "watching a client", source })?;
-        let entry = Arc::new(ClientEntry { pid, space, link, steward: Mutex::new(None) });
-        let steward = Steward::start(Arc::downgrade(self), Arc::clone(&entry), peer)
-            .map_err(|source| ServerError::Start { doing: "starting a steward", source });
-        match steward {
-            Ok(steward) => *entry.steward.lock() = Some(steward),
+        space.set_sentinel(sentinel.start());
+        let survey = program.map(|program| Survey::new(program.ours));
+        match self.start_steward(id, space, link, peer, survey) {
+            Ok(entry) => {
+                let pid = entry.pid;
+                tracing::info!(pid, "client taken on");
+                clients.insert(id, entry);
+                Ok(pid)
+            }
             Err(error) => {
                 drop(clients);
                 self.engine().forget(id);
-                return Err(error);
+                Err(error)
             }
         }
+    }
+
+    /// A forked child's agent and its address space have found each other.
+    pub(super) fn enlist(self: &Arc<Self>, child: Child, id: SpaceId) -> Result<(), ServerError> {
+        let Some(space) = self.engine().space(id) else { return Ok(()) };
+        let Some(memory) = space.memory().as_any().downcast_ref::<Watched<ClientReach>>() else {
+            return Ok(());
+        };
+        child.settle(memory.uffd().as_fd())?;
+        let Child { link, program, staging, peer, .. } = child;
+        let link = Arc::new(link);
+        let Some(staging) = staging else { return Ok(()) };
+        if !memory.reach().tell(told(Arc::clone(&link), &peer, staging, MOVE_PAGES)?) {
+            return Ok(());
+        }
+        space.add_slots(staging);
+        let survey = Some(Survey::new(program.ours));
+        let mut clients = self.clients.lock();
+        let entry = self.start_steward(id, Arc::clone(&space), link, peer, survey)?;
+        tracing::info!(pid = entry.pid, "forked client taken on");
         clients.insert(id, entry);
-        tracing::info!(pid, "client taken on");
-        Ok(pid)
+        drop(clients);
+        self.engine()
+            .watch_exit(id)
+            .map_err(|source| ServerError::Start { doing: "watching a client", source })
+    }
+
+    fn start_steward(
+        self: &Arc<Self>,
+        id: SpaceId,
+        space: Arc<Space>,
+        link: Arc<ClientLink>,
+        peer: Peer,
+        survey: Option<Survey>,
+    ) -> Result<Arc<ClientEntry>, ServerError> {
+        let entry = Arc::new(ClientEntry { pid: peer.pid(), id, space, link, steward: Mutex::new(None) });
+        let steward = Steward::start(Arc::downgrade(self), Arc::clone(&entry), peer, survey)
+            .map_err(|source| ServerError::Start { doing: "starting a steward", source })?;
+        *entry.steward.lock() = Some(steward);
+        Ok(entry)
     }
 
     fn client(&self, pid: u32) -> Result<Arc<ClientEntry>, ServerError> {
-        self.entries().into_iter().find(|entry| entry.pid == pid).ok_or(ServerError::NoClient { pid })
+        // After an exec the old program may still be on its way out.
+        let mut entries = self.entries();
+        entries.sort_unstable_by_key(|entry| entry.id);
+        entries.into_iter().rfind(|entry| entry.pid == pid).ok_or(ServerError::NoClient { pid })
     }
 
     pub(super) fn entries(&self) -> Vec<Arc<ClientEntry>> {
@@ -389,14 +453,13 @@ impl Inner {
 
 impl ClientEntry {
     /// Has the client's steward do something and waits for what came of it.
-    fn ask<T>(
-        &self,
-        task: impl FnOnce(crossbeam::channel::Sender<T>) -> Task,
-    ) -> Result<T, ServerError> {
+    fn ask<T>(&self, task: impl FnOnce(crossbeam::channel::Sender<T>) -> Task) -> Result<T, ServerError> {
         let gone = || ServerError::NoClient { pid: self.pid };
         let (answer, answered) = crossbeam::channel::bounded(1);
         let tasks = self.steward.lock().as_ref().map(Steward::tasks).ok_or_else(gone)?;
-        tasks.send(task(answer)).map_err(|_| gone())?;
+        if !tasks.send(task(answer)) {
+            return Err(gone());
+        }
         answered.recv().map_err(|_| gone())
     }
 
@@ -422,8 +485,24 @@ impl Observer for Watcher {
         tracing::info!(parent = parent.0, child = child.0, "a client forked");
     }
 
+    fn sentinel(&self, id: SpaceId, thread: u32) {
+        let Some(inner) = self.0.upgrade() else { return };
+        let Some(sentinel) = inner.engine().space(id).map(|space| space.sentinel()) else { return };
+        let Some((child, id)) = inner.claims.touched(sentinel, thread, id) else { return };
+        // Talking to the child would hold up everybody's faults.
+        let enlisting = std::thread::Builder::new().name("userswap-admit".into()).spawn(move || {
+            if let Err(error) = inner.enlist(child, id) {
+                tracing::warn!(error = %chain(&error), "a forked client was not taken on");
+            }
+        });
+        if let Err(error) = enlisting {
+            tracing::warn!(%error, "no thread to take a forked client on with");
+        }
+    }
+
     fn leaving(&self, id: SpaceId, space: &Space) {
         let Some(inner) = self.0.upgrade() else { return };
+        inner.claims.forget(id);
         inner.total.lock().add(space);
         let Some(entry) = inner.clients.lock().remove(&id) else { return };
         tracing::info!(pid = entry.pid, "client gone");

@@ -1,15 +1,21 @@
-//! One thread a client: it moves the client's memory out and back, when asked and when the budget says so.
+//! One thread a client: it moves the client's memory out and back, when asked and when the budget says so, and grants its wishes.
 //!
 //! Moving waits for the client, which may be stopped for as long as it likes; a thread of its own keeps that from everybody else.
+//! Without a limit it sleeps until somebody asks for something.
 
+use super::reach::ClientReach;
 use super::server::{ClientEntry, Inner, ServerError};
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use super::survey::Survey;
+use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use userswap_engine::{EvictError, Keep, MovedOut, Pacer};
-use userswap_ipc::Peer;
+use userswap_engine::{EvictError, Keep, MovedOut, Pacer, Watched};
+use userswap_ipc::extension::MAX_DROPS;
+use userswap_ipc::{Abilities, LinkError, Peer, Wanted, Wish};
 use userswap_policy::Demand;
 use userswap_uffd::page_bytes;
 
@@ -33,34 +39,67 @@ pub(super) enum Task {
     End,
 }
 
+/// Where tasks are left.
+#[derive(Clone)]
+pub(super) struct Tasks {
+    sender: Sender<Task>,
+    bell: Arc<OwnedFd>,
+}
+
+impl Tasks {
+    /// Leaves a task; `false` if nobody will ever do it.
+    pub(super) fn send(&self, task: Task) -> bool {
+        let sent = self.sender.send(task).is_ok();
+        let _ = rustix::io::write(&*self.bell, &1u64.to_ne_bytes());
+        sent
+    }
+}
+
 /// The handle of a steward's thread. Dropping it ends the thread and waits for it.
 pub(super) struct Steward {
-    tasks: Sender<Task>,
+    tasks: Tasks,
     thread: Option<JoinHandle<()>>,
 }
 
 /// How often the budget is looked at while there is a limit.
 const TICK: Duration = Duration::from_millis(50);
 
-/// Every how many of these a client is asked what it offers.
+/// Every how many looks a client is asked what it offers, or its mappings are looked at.
 const OFFERS: u32 = 20;
 
 impl Steward {
-    pub(super) fn start(server: Weak<Inner>, client: Arc<ClientEntry>, peer: Peer) -> io::Result<Self> {
-        let (tasks, inbox) = unbounded();
-        let work = Work { server, client, peer, pacer: Pacer::new(), until_offers: 0 };
+    pub(super) fn start(
+        server: Weak<Inner>,
+        client: Arc<ClientEntry>,
+        peer: Peer,
+        survey: Option<Survey>,
+    ) -> io::Result<Self> {
+        let (sender, inbox) = unbounded();
+        let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let tasks = Tasks { sender, bell: Arc::clone(&bell) };
+        let work = Work {
+            server,
+            client,
+            peer,
+            survey,
+            bell,
+            pacer: Pacer::new(),
+            until_offers: 0,
+            linked: true,
+            retired: false,
+        };
         let thread =
             std::thread::Builder::new().name("userswap-steward".into()).spawn(move || work.run(&inbox))?;
         Ok(Self { tasks, thread: Some(thread) })
     }
 
-    pub(super) fn tasks(&self) -> Sender<Task> {
+    pub(super) fn tasks(&self) -> Tasks {
         self.tasks.clone()
     }
 
     /// Asks it to end, without waiting.
     pub(super) fn end(&self) {
-        let _ = self.tasks.send(Task::End);
+        self.tasks.send(Task::End);
     }
 
     /// Whether its thread has ended.
@@ -84,38 +123,131 @@ struct Work {
     server: Weak<Inner>,
     client: Arc<ClientEntry>,
     peer: Peer,
+    /// Of a program that offers nothing by itself.
+    survey: Option<Survey>,
+    bell: Arc<OwnedFd>,
     pacer: Pacer,
     /// Looks at the budget until the client is asked again what it offers.
     until_offers: u32,
+    /// Whether the client can be given orders.
+    linked: bool,
+    /// It asked to be left alone for good.
+    retired: bool,
 }
 
 impl Work {
     fn run(mut self, inbox: &Receiver<Task>) {
         loop {
-            let limited = match self.server.upgrade() {
-                Some(server) => server.budget.lock().is_limited(),
-                None => return,
-            };
-            let task = if limited {
-                inbox.recv_timeout(TICK)
-            } else {
-                inbox.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            };
-            match task {
-                Ok(Task::End) | Err(RecvTimeoutError::Disconnected) => return,
-                Ok(Task::Look) | Err(RecvTimeoutError::Timeout) => self.hold(),
+            match inbox.try_recv() {
+                Ok(Task::End) | Err(TryRecvError::Disconnected) => return,
+                Ok(Task::Look) => self.hold(),
                 Ok(Task::Evict { bytes, answer }) => {
-                    let _ = answer.send(self.evict(bytes.map_or(u64::MAX, |bytes| bytes.div_ceil(page_bytes()))));
+                    let pages = bytes.map_or(u64::MAX, |bytes| bytes.div_ceil(page_bytes()));
+                    let _ = answer.send(self.evict(pages));
                 }
                 Ok(Task::Restore { answer }) => {
                     let _ = answer.send(self.restore());
+                }
+                Err(TryRecvError::Empty) => {
+                    self.grant_wishes();
+                    let Some(limited) = self.server.upgrade().map(|server| server.budget.lock().is_limited())
+                    else {
+                        return;
+                    };
+                    if !self.wait(limited) && limited {
+                        self.hold();
+                    }
                 }
             }
         }
     }
 
-    /// Asks the client what it offers now and takes what is new into care.
-    fn take_offers(&self) -> Result<(), ServerError> {
+    /// Sleeps until there is a task or the client says something, or for a tick. Whether something woke it.
+    fn wait(&self, limited: bool) -> bool {
+        let tick = Timespec { tv_sec: 0, tv_nsec: i64::from(TICK.subsec_nanos()) };
+        let mut fds = vec![PollFd::new(&*self.bell, PollFlags::IN)];
+        if self.linked {
+            fds.push(PollFd::from_borrowed_fd(self.client.link.as_fd(), PollFlags::IN));
+        }
+        let woken = poll(&mut fds, limited.then_some(&tick)).unwrap_or(1) > 0;
+        let mut count = [0u8; 8];
+        let _ = rustix::io::read(&*self.bell, &mut count);
+        woken
+    }
+
+    // ---- what the client wants ----
+
+    /// Grants what the client asked for, and keeps what it tells.
+    fn grant_wishes(&mut self) {
+        if !self.linked {
+            return;
+        }
+        let wishes = if self.client.link.abilities().contains(Abilities::AGENT) {
+            self.client.link.wishes()
+        } else {
+            self.client.link.hints().map(|_| Vec::new())
+        };
+        match wishes {
+            Ok(wishes) => wishes.into_iter().for_each(|wish| self.grant(wish)),
+            Err(error) => self.unlink(&error),
+        }
+    }
+
+    fn grant(&mut self, wish: Wish) {
+        match wish.what {
+            Wanted::Exclude(area, term) => {
+                if let Some(survey) = &mut self.survey {
+                    survey.exclude(area, term);
+                }
+                // A page on its way back is so for a moment only.
+                for _ in 0..LET_GO_TRIES {
+                    if self.client.space.let_go(area).is_ok() {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+            Wanted::Retire(why) => {
+                tracing::info!(pid = self.client.pid, ?why, "a program retires");
+                self.retired = true;
+                if let Err(error) = self.restore() {
+                    tracing::error!(pid = self.client.pid, %error, "a program that retires could not be brought back");
+                    return;
+                }
+                for part in self.client.space.parts() {
+                    if let Some(span) = part.span() {
+                        let _ = self.client.space.let_go(span);
+                    }
+                }
+            }
+        }
+        if let Err(error) = self.client.link.grant(wish) {
+            self.unlink(&error);
+        }
+    }
+
+    /// The connection is over. The address space may be as well (an exec leaves only the process), or be served on without orders.
+    fn unlink(&mut self, error: &LinkError) {
+        self.linked = false;
+        tracing::debug!(pid = self.client.pid, %error, "no more orders for a client");
+        if self.client.space.memory().is_gone()
+            && let Some(server) = self.server.upgrade()
+        {
+            server.engine().forget(self.client.id);
+        }
+    }
+
+    // ---- moving ----
+
+    /// Finds out what may be moved and takes what is new into care.
+    fn take_offers(&mut self) -> Result<(), ServerError> {
+        if let Some(survey) = &mut self.survey {
+            let memory = self.client.space.memory().as_any().downcast_ref::<Watched<ClientReach>>();
+            return match memory.and_then(|memory| memory.reach().process()) {
+                Some(process) => survey.look(process, &self.client.space),
+                None => Ok(()),
+            };
+        }
         for span in self.client.link.superpages(None)? {
             self.client.space.manage_new(span)?;
         }
@@ -123,6 +255,9 @@ impl Work {
     }
 
     fn evict(&mut self, pages: u64) -> Result<MovedOut, ServerError> {
+        if self.retired || !self.linked {
+            return Ok(MovedOut::default());
+        }
         self.take_offers()?;
         self.move_out(pages)
     }
@@ -134,7 +269,18 @@ impl Work {
         };
         let moved = self.pacer.move_out(&self.client.space, pages, keep);
         self.judge(&moved);
+        self.unshare()?;
         Ok(moved?)
+    }
+
+    /// Has pages that only seem shared, with a child that is gone, made the program's own: they can go next time.
+    fn unshare(&self) -> Result<(), ServerError> {
+        let memory = self.client.space.memory().as_any().downcast_ref::<Watched<ClientReach>>();
+        let pages = memory.map(|memory| memory.reach().take_was_shared()).unwrap_or_default();
+        for some in pages.chunks(MAX_DROPS) {
+            self.client.link.unshare(some)?;
+        }
+        Ok(())
     }
 
     fn restore(&self) -> Result<u64, ServerError> {
@@ -144,45 +290,47 @@ impl Work {
 
     /// Holds the client to the budget.
     fn hold(&mut self) {
-        let held = (|| {
-            if self.until_offers == 0 {
-                self.until_offers = OFFERS;
-                self.take_offers()?;
-            }
-            self.until_offers -= 1;
-            let Some(server) = self.server.upgrade() else { return Ok(()) };
-            let page = page_bytes();
-            let resident = Pacer::resident(&self.client.space)? * page;
-            let resident_in_all = server
-                .entries()
-                .iter()
-                .map(|entry| {
-                    if Arc::ptr_eq(entry, &self.client) {
-                        resident
-                    } else {
-                        Pacer::resident(&entry.space).unwrap_or(0) * page
-                    }
-                })
-                .sum();
-            let excess = server.budget.lock().excess(Demand { resident, resident_in_all });
-            drop(server);
-            if excess > 0 {
-                self.move_out(excess.div_ceil(page))?;
-            }
-            Ok::<(), ServerError>(())
-        })();
-        if let Err(error) = held {
+        if self.retired || !self.linked {
+            return;
+        }
+        if let Err(error) = self.try_hold() {
             tracing::debug!(pid = self.client.pid, %error, "holding a client to the budget");
         }
+    }
+
+    fn try_hold(&mut self) -> Result<(), ServerError> {
+        if self.until_offers == 0 {
+            self.until_offers = OFFERS;
+            self.take_offers()?;
+        }
+        self.until_offers -= 1;
+        let Some(server) = self.server.upgrade() else { return Ok(()) };
+        let page = page_bytes();
+        let resident = Pacer::resident(&self.client.space)? * page;
+        let others = server.entries();
+        let others = others.iter().filter(|entry| !Arc::ptr_eq(entry, &self.client));
+        let in_others: u64 = others.map(|entry| Pacer::resident(&entry.space).unwrap_or(0) * page).sum();
+        let demand = Demand { resident, resident_in_all: resident + in_others };
+        let excess = server.budget.lock().excess(demand);
+        drop(server);
+        if excess > 0 {
+            self.move_out(excess.div_ceil(page))?;
+        }
+        Ok(())
     }
 
     /// Ends or disconnects a client that unmapped what it was told to move, or didn't move it.
     fn judge(&self, moved: &Result<MovedOut, EvictError>) {
         if self.client.space.broke_promise() || matches!(moved, Err(EvictError::Unanswered(_))) {
             match self.client.link.unexpected_unmap(&self.peer) {
-                Ok(done) => tracing::warn!(pid = self.client.pid, ?done, "a client unmapped what was being moved"),
+                Ok(done) => {
+                    tracing::warn!(pid = self.client.pid, ?done, "a client unmapped what was being moved")
+                }
                 Err(error) => tracing::warn!(pid = self.client.pid, %error, "a client could not be ended"),
             }
         }
     }
 }
+
+/// How often letting go of a range is tried, a millisecond apart.
+const LET_GO_TRIES: u32 = 200;

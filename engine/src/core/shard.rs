@@ -290,7 +290,8 @@ impl Shard {
     pub fn address(&self, page: PageIndex) -> Option<(u64, u32)> {
         self.mapped.iter().find_map(|piece| {
             let within = page.0.checked_sub(piece.first.0)?;
-            (within < piece.pages).then(|| (piece.addr + u64::from(within) * self.page_bytes, piece.pages - within))
+            (within < piece.pages)
+                .then(|| (piece.addr + u64::from(within) * self.page_bytes, piece.pages - within))
         })
     }
 
@@ -487,7 +488,8 @@ impl Shard {
             matches!(shard.pages.state(page), PageState::Absent | PageState::Resident) && resident(page)
         };
         let end = to.0.min(self.len());
-        let first = (from.0..end).map(PageIndex).find(|&page| movable(self, page) && self.address(page).is_some())?;
+        let first =
+            (from.0..end).map(PageIndex).find(|&page| movable(self, page) && self.address(page).is_some())?;
         let (addr, room) = self.address(first)?;
         let most = most.min(room).min(end - first.0);
         let pages = (1..most).find(|&n| !movable(self, first.plus(n))).unwrap_or(most);
@@ -547,7 +549,12 @@ impl Shard {
 
     /// Forgets removals that are certainly over: removed pages of the range that `resident` says are not there any more.
     /// Returns whether some removed page is still there, so that the range must stay registered.
-    pub fn settle_removed(&mut self, first: PageIndex, pages: u32, resident: &dyn Fn(PageIndex) -> bool) -> bool {
+    pub fn settle_removed(
+        &mut self,
+        first: PageIndex,
+        pages: u32,
+        resident: &dyn Fn(PageIndex) -> bool,
+    ) -> bool {
         let mut pending = false;
         for page in (0..pages).map(|n| first.plus(n)) {
             if self.pages.state(page) == PageState::Zero {

@@ -3,9 +3,9 @@
 use crate::memory::{MemoryError, Moved, Order};
 use crate::watched::{Reach, refused};
 use std::os::fd::BorrowedFd;
-use userswap_uffd::{Advice, Error, Mapping, MoveMode, Outcome, Protection, RegisterMode, Span, Stop, Uffd};
 use userswap_uffd::own::{madvise, mincore};
 use userswap_uffd::page_size;
+use userswap_uffd::{Advice, Error, Mapping, MoveMode, Outcome, Protection, RegisterMode, Span, Stop, Uffd};
 
 /// Reaches memory of the process it lives in.
 ///
@@ -42,21 +42,28 @@ unsafe impl Reach for LocalReach {
     }
 
     fn move_out(&self, uffd: &Uffd, order: Order) -> Result<Moved, MemoryError> {
-        let slot = Span::new(order.to, order.from.len())
-            .map_err(|error| MemoryError::Refused { doing: "moving to", span: order.from, reason: error.to_string() })?;
+        let slot = Span::new(order.to, order.from.len()).map_err(|error| MemoryError::Refused {
+            doing: "moving to",
+            span: order.from,
+            reason: error.to_string(),
+        })?;
         // SAFETY: needed because missing pages of the slot would be ours to fill; it is our own staging area.
-        unsafe { uffd.register(slot, RegisterMode::MISSING) }.map_err(|error| refused("registering", slot, error))?;
+        unsafe { uffd.register(slot, RegisterMode::MISSING) }
+            .map_err(|error| refused("registering", slot, error))?;
         Ok(Moved::Now(move_pages(uffd, order)))
     }
 
     fn read_slot(&self, addr: u64, out: &mut [u8]) -> Result<(), MemoryError> {
-        let inside = self.staging.as_ref().map(Mapping::span).filter(|staging| {
-            staging.contains(addr) && staging.end() - addr >= out.len() as u64
-        });
+        let inside = self
+            .staging
+            .as_ref()
+            .map(Mapping::span)
+            .filter(|staging| staging.contains(addr) && staging.end() - addr >= out.len() as u64);
         if inside.is_none() {
             return Err(MemoryError::Gone);
         }
-        let from = std::ptr::with_exposed_provenance::<u8>(usize::try_from(addr).map_err(|_| MemoryError::Gone)?);
+        let from =
+            std::ptr::with_exposed_provenance::<u8>(usize::try_from(addr).map_err(|_| MemoryError::Gone)?);
         // SAFETY: needed because pages in a slot are memory no reference of Rust's knows. The range lies in our staging
         // mapping, mapped readable for as long as we live; the slot is held, so nobody moves into it or empties it meanwhile.
         unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), out.len()) };
@@ -89,7 +96,8 @@ fn move_pages(uffd: &Uffd, order: Order) -> Outcome {
     loop {
         // SAFETY: needed because the pages vanish from where the program has them. The range is managed and registered, so
         // whoever touches it waits for us to bring them back; the slot is ours and empty.
-        let outcome = unsafe { uffd.move_pages(order.to + done, order.from.start() + done, len - done, mode) };
+        let outcome =
+            unsafe { uffd.move_pages(order.to + done, order.from.start() + done, len - done, mode) };
         done += outcome.done;
         match outcome.stop {
             Some(Stop::Busy) if outcome.done > 0 && done < len => {}
