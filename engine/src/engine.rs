@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use userswap_store::{OwnerId, Store};
 
 /// What the engine tells whoever embeds it.
@@ -419,12 +419,14 @@ impl Shared {
             }
             follower.note(&self.placement, &batch.faults);
             let sentinel = space.sentinel();
+            let read_at = Instant::now();
             for fault in batch.faults.drain(..) {
                 if fault.addr == sentinel
                     && let Some(thread) = fault.thread
                 {
                     self.observer.sentinel(SpaceId(id), thread);
                 }
+                work.read_at(read_at);
                 work.run(&space, fault);
             }
             if !batch.more {

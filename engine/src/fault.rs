@@ -18,6 +18,7 @@ use crate::memory::Fault;
 use crate::slots::{Phase, Slot};
 use crate::space::Space;
 use std::sync::Arc;
+use std::time::Instant;
 use userswap_store::{Fetch, Handle, OwnerId, PageKey, StoreError, Waiter, Wanted};
 use userswap_uffd::{Outcome, Span, Stop, page_size};
 
@@ -43,6 +44,8 @@ pub struct FaultWork {
     /// What went in and has waiters to be woken, from and to.
     asleep: Option<(u64, u64)>,
     waiter: Waiter,
+    /// When the fault's message was read, if the time it takes is to be told.
+    read_at: Option<Instant>,
 }
 
 /// How often a store that says "try again" is tried again before the page is given up.
@@ -87,7 +90,13 @@ impl FaultWork {
             installed_at: None,
             asleep: None,
             waiter: Waiter::none(),
+            read_at: None,
         }
+    }
+
+    /// Says when the message of the fault that comes next was read.
+    pub fn read_at(&mut self, now: Instant) {
+        self.read_at = Some(now);
     }
 
     /// Serves one fault from beginning to end.
@@ -370,6 +379,10 @@ impl FaultWork {
         if let Some((from, to)) = self.asleep.take()
             && let Ok(span) = Span::between(from, to)
         {
+            // Before the wake: the thread may take this CPU and keep it.
+            if let Some(read_at) = self.read_at.take() {
+                space.service().record(read_at.elapsed());
+            }
             space.memory().wake(span);
         }
         space.release(&mut self.lost);

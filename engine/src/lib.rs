@@ -8,6 +8,7 @@ pub mod directory;
 pub mod engine;
 pub mod evict;
 pub mod fault;
+pub mod histogram;
 pub mod local;
 pub mod memory;
 pub mod pacer;
@@ -21,6 +22,7 @@ pub mod watched;
 
 pub use engine::{Engine, EngineBuilder, Observer, SpaceId, Unobserved};
 pub use evict::{EvictError, Keep, MovedOut};
+pub use histogram::Histogram;
 pub use local::{LocalReach, PagedRegion};
 pub use memory::{Memory, MemoryError};
 pub use pacer::Pacer;

@@ -4,6 +4,7 @@ use crate::core::{
     Counts, Generation, Lost, PageIndex, Piece, RegionId, Shard, SlotId, SlotPage, Transition,
 };
 use crate::directory::{Directory, Part, Region, bytes_of, pages_in};
+use crate::histogram::Histogram;
 use crate::memory::{Batch, Event, Fault, Memory, MemoryError};
 use crate::shares::Shares;
 use crate::slots::{Phase, SlotNames, SlotPool, Standing};
@@ -44,6 +45,7 @@ pub struct Space {
     next_region: AtomicU32,
     key_bases: RwLock<HashMap<RegionId, u64>>,
     counts: Counts,
+    service: Histogram,
     broken_promise: AtomicBool,
     sentinel: AtomicU64,
     troubles: Troubles,
@@ -115,6 +117,7 @@ impl Space {
             next_region: AtomicU32::new(0),
             key_bases: RwLock::new(HashMap::new()),
             counts,
+            service: Histogram::default(),
             broken_promise: AtomicBool::new(false),
             sentinel: AtomicU64::new(0),
             troubles: Troubles::default(),
@@ -150,6 +153,13 @@ impl Space {
     /// How often each transition was taken.
     pub fn counts(&self) -> &Counts {
         &self.counts
+    }
+
+    /// How long its faults were in a handler's hands: from the moment the message was read until the page is in place and its
+    /// thread about to be woken. The way to the handler and the thread's own waking are not in it; nor are faults that were
+    /// another's to serve, or the time a fault lay parked.
+    pub fn service(&self) -> &Histogram {
+        &self.service
     }
 
     /// Whether a range was unmapped while a move order covered it, which the receiver of such orders promised not to do.
