@@ -217,8 +217,9 @@ impl Around {
     fn window(&mut self, page: PageIndex, most: u32) -> u32 {
         // A step over the edge of the last run, or a few pages past it, is still a stream.
         let stream = page.0 >= self.next && page.0 - self.next < self.window.max(1);
-        self.window = if stream { (self.window * 2).clamp(2, most.max(1)) } else { 1 };
-        self.window.min(most.max(1))
+        // Doubled from two up, whatever the limit: with a limit of one there is no stream.
+        self.window = if stream { (self.window * 2).max(2).min(most.max(1)) } else { 1 };
+        self.window
     }
 
     fn ran_to(&mut self, end: u32) {
