@@ -17,7 +17,7 @@ pub struct Shard {
     mapped: Vec<Piece>,
     /// Pages that are out or in flight. While it isn't zero the region stays registered.
     out: u32,
-    /// Whether the region's range is registered with the kernel.
+    /// Whether any of the region's range may be registered with the kernel.
     registered: bool,
     around: Around,
     page_bytes: u64,
@@ -61,6 +61,15 @@ pub enum Install {
     Vanished,
     /// Its bytes could not be loaded; it is marked poisoned.
     Lost,
+}
+
+/// How a [`Flight`] ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ended {
+    /// What became of the demanded page.
+    pub demanded: Install,
+    /// A range that holds every other page that did not land.
+    pub stranded: Option<(u64, u64)>,
 }
 
 /// Claims that ended: bytes nobody will ask for again.
@@ -205,25 +214,46 @@ impl Flight {
     }
 }
 
-/// The fault-around window: doubles while faults come in order, falls back to one page when they don't.
+/// Fault-around: how many pages to bring in with one. Several threads may each read a stretch in order, so a few streams are
+/// followed at once; each one's window doubles while faults come where it ended. A fault that continues none starts a new stream of
+/// one page, in place of the one that went on least recently.
 #[derive(Clone, Copy, Debug, Default)]
 struct Around {
+    /// Most recently continued first.
+    streams: [Stream; STREAMS],
+}
+
+/// Streams followed in one region.
+const STREAMS: usize = 4;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Stream {
     /// The page after the last one brought in.
     next: u32,
+    /// Pages brought in last; 0 for a stream that never was.
     window: u32,
+}
+
+impl Stream {
+    /// A step over the edge of the last run, or a few pages past it, still continues it.
+    fn is_continued_by(self, page: PageIndex) -> bool {
+        page.0.wrapping_sub(self.next) < self.window
+    }
 }
 
 impl Around {
     fn window(&mut self, page: PageIndex, most: u32) -> u32 {
-        // A step over the edge of the last run, or a few pages past it, is still a stream.
-        let stream = page.0 >= self.next && page.0 - self.next < self.window.max(1);
-        // Doubled from two up, whatever the limit: with a limit of one there is no stream.
-        self.window = if stream { (self.window * 2).max(2).min(most.max(1)) } else { 1 };
-        self.window
+        let found = self.streams.iter().position(|stream| stream.is_continued_by(page));
+        let at = found.unwrap_or(STREAMS - 1);
+        let window = if found.is_some() { self.streams[at].window * 2 } else { 1 };
+        self.streams[..=at].rotate_right(1);
+        let window = window.clamp(1, most.max(1));
+        self.streams[0] = Stream { next: page.0 + 1, window };
+        window
     }
 
     fn ran_to(&mut self, end: u32) {
-        self.next = end;
+        self.streams[0].next = end;
     }
 }
 
@@ -262,12 +292,12 @@ impl Shard {
         self.out
     }
 
-    /// Whether its range is registered.
+    /// Whether any of its range may be registered.
     pub fn is_registered(&self) -> bool {
         self.registered
     }
 
-    /// Notes that its range is or isn't registered.
+    /// Notes that some of its range may be registered, or that none is.
     pub fn set_registered(&mut self, registered: bool) {
         self.registered = registered;
     }
@@ -421,9 +451,11 @@ impl Shard {
     }
 
     /// Ends the flight: every page that did not land goes back to where it was, or, if it vanished meanwhile, gives up
-    /// what it was to be loaded from. Says what became of the demanded page.
-    pub fn end_flight(&mut self, flight: &mut Flight, lost: &mut Lost) -> Install {
+    /// what it was to be loaded from. Says what became of the demanded page, and which others have to be woken: threads
+    /// that wait for those were told that somebody is on it.
+    pub fn end_flight(&mut self, flight: &mut Flight, lost: &mut Lost) -> Ended {
         let mut demanded = Install::Done;
+        let mut stranded: Option<(u64, u64)> = None;
         for at in 0..flight.len() {
             let passenger = flight.pages[at as usize];
             if passenger.fate == Fate::Landed {
@@ -459,16 +491,27 @@ impl Shard {
             };
             if is_demand {
                 demanded = ended;
+            } else if let Some((addr, _)) = self.address(page) {
+                let end = addr + self.page_bytes;
+                stranded = Some(stranded.map_or((addr, end), |(low, high)| (low.min(addr), high.max(end))));
             }
         }
         flight.pages.clear();
-        demanded
+        Ended { demanded, stranded }
     }
 
-    /// Ends what [`Decision::Zero`] began: a page is in place, or (`false`) the kernel refused for now.
-    pub fn zeroed(&mut self, page: PageIndex, in_place: bool) {
+    /// Ends what [`Decision::Zero`] began: a page is in place, or the kernel refused for now (`Some(false)`), or nothing
+    /// of ours is mapped there (`None`).
+    pub fn zeroed(&mut self, page: PageIndex, in_place: Option<bool>) {
         if self.pages.state(page) == PageState::Zeroing {
-            self.set(page, if in_place { PageState::Resident } else { PageState::Zero });
+            self.set(
+                page,
+                match in_place {
+                    Some(true) => PageState::Resident,
+                    Some(false) => PageState::Zero,
+                    None => PageState::Absent,
+                },
+            );
         }
     }
 
@@ -711,5 +754,27 @@ impl Shard {
             self.set(page, PageState::Absent);
         }
         self.mapped.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interleaved_streams_keep_their_windows_and_strays_get_one_page() {
+        let mut around = Around::default();
+        let mut at = [0, 1_000, 2_000];
+        for round in 0..8 {
+            for page in &mut at {
+                let window = around.window(PageIndex(*page), 32);
+                assert_eq!(window, (1 << round).min(32), "round {round}");
+                *page += window;
+                around.ran_to(*page);
+            }
+        }
+        for page in [90_000, 70_000, 50_000, 80_000, 60_000] {
+            assert_eq!(around.window(PageIndex(page), 32), 1);
+        }
     }
 }
