@@ -1,0 +1,260 @@
+//! The agent: a thread of the program's that serves the daemon. START HERE.
+//!
+//! It has no thread-local storage, no signals, a file table of its own, and touches nothing of the program's but what it is
+//! ordered to move. It lives as long as the process, for it holds the userfaultfd: closed, that would wake every waiting thread
+//! with zeros.
+
+use crate::control::{Buffers, Control, Request};
+use crate::setup::{self, Enlisted};
+use crate::socket::{Received, Socket};
+use crate::state::STATE;
+use crate::sys::{self, Fd, PollFd};
+use crate::wire::{self, Message};
+use crate::{leader, orders};
+
+/// How long a process must have lived to be worth it. Most processes a shell or a compiler makes never get there, and cost the
+/// daemon nothing.
+const SETTLE: u64 = 20_000_000;
+
+/// The thread's first function; never returns.
+pub(crate) extern "C" fn run(block: usize) -> ! {
+    // Before anything is opened: what this thread opens in the program's table the program could close, or a child keep.
+    if sys::leave_file_table().is_ok() {
+        let control = Control::of_block(block);
+        // SAFETY: the block is mapped, and this is the only agent on it.
+        let buffers = unsafe { Buffers::of_block(block) };
+        live(control, buffers, block);
+    }
+    sys::exit_thread()
+}
+
+/// Returns when the agent isn't needed any more.
+fn live(control: &'static Control, mut buffers: Buffers, block: usize) {
+    sys::name_thread(c"userswap");
+    let Ok(bell) = sys::bell() else { return };
+    let mut leader = sys::watch_leader(sys::getpid()).ok();
+    if settle(control, &bell, leader.as_ref()) == Settled::NotNeeded {
+        return;
+    }
+    match setup::enlist(&mut buffers, block) {
+        Ok(enlisted) => {
+            sys::drop_capabilities();
+            serve(control, &bell, &mut leader, enlisted, &mut buffers);
+        }
+        // Nothing was ever moved: whoever asks for something to be left alone has it.
+        Err(setup::Unmanaged) => finish(control),
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Settled {
+    Connect,
+    NotNeeded,
+}
+
+/// Waits until the process has lived a while. Meanwhile everything asked for is so already.
+fn settle(control: &Control, bell: &Fd, leader: Option<&Fd>) -> Settled {
+    loop {
+        let mut fds = [PollFd::readable(Some(bell)), PollFd::readable(leader)];
+        match sys::poll(&mut fds, Some(SETTLE)) {
+            Ok(0) => return Settled::Connect,
+            Ok(_) => {}
+            Err(_) => return Settled::NotNeeded,
+        }
+        let [bell_rang, leader_ended] = fds;
+        if leader_ended.came != 0 {
+            // Whoever is left serves itself: such processes are about to end.
+            finish(control);
+            return Settled::NotNeeded;
+        }
+        if bell_rang.came != 0 {
+            answer_bell(bell);
+            match control.taken() {
+                Some(Request::Retire(_)) => {
+                    retired(control);
+                    return Settled::NotNeeded;
+                }
+                Some(Request::Exclude(..)) => control.answer(true),
+                None => {}
+            }
+        }
+    }
+}
+
+/// Answers what was asked last, before the thread ends. What is asked later is refused by the absence of an agent.
+fn finish(control: &Control) {
+    if control.taken().is_some() {
+        control.answer(true);
+    }
+}
+
+fn retired(control: &Control) {
+    STATE.set_retired(true);
+    STATE.set_enlisted(false);
+    control.answer(true);
+}
+
+fn answer_bell(bell: &Fd) {
+    // A signalfd's record of one signal.
+    let mut record = [0_u8; 128];
+    let _ = sys::read(bell, &mut record);
+}
+
+/// The agent once it is a client.
+pub(crate) struct Agent {
+    control: &'static Control,
+    /// `None` once the daemon is gone. What it has moved out stays out, and whoever touches it waits.
+    socket: Option<Socket>,
+    areas: setup::Areas,
+    uffd: Fd,
+    pagemap: Option<Fd>,
+    /// The request a thread of the program waits for, by the number it was sent under.
+    outstanding: u64,
+    last: u64,
+}
+
+enum Next {
+    Go,
+    Leave,
+}
+
+fn serve(
+    control: &'static Control,
+    bell: &Fd,
+    leader: &mut Option<Fd>,
+    enlisted: Enlisted,
+    buffers: &mut Buffers,
+) {
+    let Enlisted { socket, uffd, areas } = enlisted;
+    let pagemap = sys::open(c"/proc/thread-self/pagemap", 0).ok();
+    let mut agent = Agent {
+        control,
+        socket: Some(socket),
+        areas,
+        uffd,
+        pagemap,
+        outstanding: 0,
+        last: setup::LAST_REQUEST,
+    };
+    // Somebody may have rung while this thread was busy.
+    let mut next = agent.ask(buffers.send);
+    while let Next::Go = next {
+        let socket = agent.socket.as_ref().map(Socket::fd);
+        let mut fds =
+            [PollFd::readable(socket), PollFd::readable(Some(bell)), PollFd::readable(leader.as_ref())];
+        if sys::poll(&mut fds, None).is_err() {
+            continue;
+        }
+        let [message, rung, ended] = fds;
+        if message.came != 0 {
+            next = agent.receive(buffers);
+        }
+        if rung.came != 0 && matches!(next, Next::Go) {
+            answer_bell(bell);
+            next = agent.ask(buffers.send);
+        }
+        if ended.came != 0 {
+            if leader::was_the_last_but_one() {
+                next = Next::Leave;
+            }
+            *leader = None;
+        }
+    }
+}
+
+impl Agent {
+    /// Takes one message from the daemon.
+    fn receive(&mut self, buffers: &mut Buffers) -> Next {
+        let Some(socket) = &self.socket else { return Next::Go };
+        let len = match socket.receive(buffers.receive) {
+            Received::Message(len, _) => len,
+            Received::Nothing => return Next::Go,
+            Received::Closed => return self.daemon_gone(),
+        };
+        let bytes = buffers.receive.get(..len).unwrap_or_default();
+        let Some((request, message)) = wire::parse(bytes) else { return self.daemon_gone() };
+        let reply = match message {
+            Message::Excluded | Message::Retired => {
+                return self.answered(request, message == Message::Retired);
+            }
+            Message::Move { mover, ranges } => {
+                // From here on a child can't do without the userfaultfd it inherits.
+                STATE.set_enlisted(true);
+                let move_range = |index| orders::move_range(self, mover, &ranges, index);
+                wire::moved(buffers.send, request, ranges.count, move_range)
+            }
+            Message::Drop { how, areas } => {
+                if orders::drop_areas(&self.areas, how, &areas) {
+                    wire::dropped(buffers.send, request)
+                } else {
+                    None
+                }
+            }
+            Message::Unshare { areas } => {
+                orders::unshare(self, &areas);
+                wire::unshared(buffers.send, request)
+            }
+            Message::Welcome { .. } | Message::Staged | Message::Enlisted { .. } | Message::Transferred => {
+                None
+            }
+        };
+        match reply {
+            Some(reply) if socket.send(reply, None).is_ok() => Next::Go,
+            _ => self.daemon_gone(),
+        }
+    }
+
+    /// Passes on what a thread of the program asks.
+    fn ask(&mut self, send: &mut [u8]) -> Next {
+        let Some(asked) = self.control.taken() else { return Next::Go };
+        let Some(socket) = &self.socket else {
+            self.control.answer(false);
+            return Next::Go;
+        };
+        self.last += 1;
+        let message = match asked {
+            Request::Exclude(region, term) => wire::exclude(send, self.last, region, term),
+            Request::Retire(why) => wire::retire(send, self.last, why),
+        };
+        self.outstanding = self.last;
+        match message {
+            Some(message) if socket.send(message, None).is_ok() => Next::Go,
+            _ => self.daemon_gone(),
+        }
+    }
+
+    /// What was asked is so.
+    fn answered(&mut self, request: u64, retire: bool) -> Next {
+        if request != self.outstanding {
+            return self.daemon_gone();
+        }
+        self.outstanding = 0;
+        if retire {
+            retired(self.control);
+            return Next::Leave;
+        }
+        self.control.answer(true);
+        Next::Go
+    }
+
+    fn daemon_gone(&mut self) -> Next {
+        self.socket = None;
+        if self.outstanding != 0 {
+            self.outstanding = 0;
+            self.control.answer(false);
+        }
+        Next::Go
+    }
+
+    pub(crate) fn uffd(&self) -> &Fd {
+        &self.uffd
+    }
+
+    pub(crate) fn pagemap(&self) -> Option<&Fd> {
+        self.pagemap.as_ref()
+    }
+
+    pub(crate) fn areas(&self) -> &setup::Areas {
+        &self.areas
+    }
+}

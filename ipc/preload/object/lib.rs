@@ -1,0 +1,31 @@
+//! The client end of userswap for programs that know nothing of it, loaded by LD_PRELOAD. What it does and what it can't is
+//! described by the crate that carries it, `userswap-preload`.
+//!
+//! - [`start`]: the constructor and the agent's thread. [`agent`]: what that does; START HERE.
+//! - [`setup`], [`orders`], [`socket`], [`wire`]: becoming a client and being one.
+//! - [`control`]: how the program's threads speak to the agent.
+//! - [`fork`], [`exec`], [`memory`], [`restrict`]: the functions that are interposed. [`next`]: those behind them.
+//! - [`state`]: what is remembered. [`sys`]: system calls. [`support`]: what the compiler needs.
+//!
+//! No standard library, no allocation, no thread-local storage, no dependency, no panic.
+#![no_std]
+#![warn(missing_docs, unreachable_pub, unsafe_op_in_unsafe_fn)]
+#![warn(clippy::undocumented_unsafe_blocks, clippy::unwrap_used, clippy::indexing_slicing)]
+
+mod agent;
+mod control;
+mod environment;
+pub mod exec;
+pub mod fork;
+mod leader;
+pub mod memory;
+mod next;
+mod orders;
+pub mod restrict;
+mod setup;
+mod socket;
+mod start;
+mod state;
+mod support;
+mod sys;
+mod wire;
