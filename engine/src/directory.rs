@@ -30,6 +30,18 @@ pub struct Directory {
     mapped: BTreeMap<u64, Extent>,
     epoch: u64,
     closed: bool,
+    /// What moved or went and whose own event is still to come.
+    overdue: Overdue,
+}
+
+/// Events queue up after the change is made, so two threads' may arrive the wrong way round: "C moved to A" before "A moved to
+/// B" or "A was unmapped", whose place it took. Whatever such an event is still owed for is kept here.
+#[derive(Default)]
+struct Overdue {
+    /// Parts something else has landed on; their own event says whether they moved or went.
+    displaced: Vec<Part>,
+    /// What was moved away from; the kernel says that it's unmapped, too, and by then something else may stand there.
+    left: Vec<Span>,
 }
 
 #[derive(Clone)]
@@ -52,6 +64,13 @@ impl Part {
     /// Its range of addresses.
     pub fn span(&self) -> Option<Span> {
         Span::new(self.piece.addr, bytes_of(self.piece.pages)).ok()
+    }
+
+    /// What of it lies at `span`, which it holds.
+    fn within(&self, span: Span) -> Self {
+        let first = self.piece.first.plus(pages_in(span.start() - self.piece.addr));
+        let piece = Piece { first, pages: pages_in(span.len()), addr: span.start() };
+        Self { region: Arc::clone(&self.region), piece }
     }
 }
 
@@ -119,9 +138,69 @@ impl Directory {
 
     /// Takes everything out.
     pub fn take_all(&mut self) -> Vec<Part> {
-        let parts = self.all();
+        let mut parts = self.all();
+        parts.append(&mut self.overdue.displaced);
+        self.overdue.left.clear();
         self.mapped.clear();
         parts
+    }
+
+    /// Whether any page of any region is out.
+    pub fn any_out(&self) -> bool {
+        let displaced = self.overdue.displaced.iter().map(|part| &part.region);
+        self.mapped.values().map(|extent| &extent.region).chain(displaced).any(|region| region.lock().out() > 0)
+    }
+
+    // ---- events that come late ----
+
+    /// Something landed on a part whose own event is still to come.
+    pub fn displace(&mut self, part: Part) {
+        self.overdue.displaced.push(part);
+    }
+
+    /// A range was moved away from: that it is unmapped will be said, too.
+    pub fn expect_unmapped(&mut self, span: Span) {
+        if !self.overdue.left.contains(&span) {
+            self.overdue.left.push(span);
+        }
+    }
+
+    /// The parts that an event about `span` is overdue for, if any, and what of `span` it says something new about. `unmapped`:
+    /// it says that the range is unmapped.
+    pub fn explain(&mut self, span: Span, unmapped: bool) -> (Vec<Part>, Vec<Span>) {
+        if self.overdue.displaced.is_empty() && (!unmapped || self.overdue.left.is_empty()) {
+            return (Vec::new(), vec![span]);
+        }
+        let mut parts = Vec::new();
+        let mut rest = vec![span];
+        for part in std::mem::take(&mut self.overdue.displaced) {
+            let Some(whole) = part.span() else { continue };
+            if let Some(piece) = whole.intersection(&span) {
+                parts.push(part.within(piece));
+                rest = rest.iter().flat_map(|span| minus(*span, piece)).collect();
+            }
+            self.overdue.displaced.extend(minus(whole, span).map(|piece| part.within(piece)));
+        }
+        if unmapped {
+            for left in std::mem::take(&mut self.overdue.left) {
+                if left.overlaps(&span) {
+                    rest = rest.iter().flat_map(|span| minus(*span, left)).collect();
+                }
+                self.overdue.left.extend(minus(left, span));
+            }
+        }
+        (parts, rest)
+    }
+
+    /// Nothing in `span` is owed an event any more.
+    pub fn forget_overdue(&mut self, span: Span) {
+        self.overdue.left.retain(|left| !left.overlaps(&span));
+    }
+
+    /// All events there were have been read: what is still displaced went without one.
+    pub fn nothing_overdue(&mut self) -> Vec<Part> {
+        self.overdue.left.clear();
+        std::mem::take(&mut self.overdue.displaced)
     }
 
     /// Enters a part. Its range must be free.
@@ -150,6 +229,12 @@ impl Directory {
         }
         parts
     }
+}
+
+/// `span` without `other`.
+fn minus(span: Span, other: Span) -> impl Iterator<Item = Span> {
+    let (before, after) = span.subtract(&other);
+    before.into_iter().chain(after)
 }
 
 /// Pages in a length that is a multiple of the page size. A region has fewer than 2³².

@@ -21,7 +21,7 @@ use crate::space::Space;
 use std::sync::Arc;
 use std::time::Duration;
 use userswap_store::{Handle, Page, StoreError};
-use userswap_uffd::{Span, Stop, page_size};
+use userswap_uffd::{Outcome, Span, Stop, page_size};
 
 /// Pages brought back together when a whole range is.
 const AROUND: u32 = 64;
@@ -73,6 +73,8 @@ pub struct EvictWork {
     /// What came of the move that was asked for, until it is recorded.
     asked: Option<Result<Moved, MemoryError>>,
     lost: Lost,
+    /// Pages to move at once.
+    reach: u32,
 }
 
 impl EvictWork {
@@ -88,6 +90,7 @@ impl EvictWork {
             handles: Vec::with_capacity(slot_pages as usize),
             asked: None,
             lost: Lost::default(),
+            reach: slot_pages,
         }
     }
 
@@ -100,29 +103,6 @@ impl EvictWork {
         space.memory().resident(span, &mut self.resident)?;
         self.resident_from = piece.first;
         Ok(self.resident.iter().any(|present| *present))
-    }
-
-    /// Registers the region's range, so that what moves out is missed. Gate held shared.
-    ///
-    /// # Errors
-    /// When the kernel refuses; the region is as before.
-    pub fn register(&self, space: &Space, region: &Region) -> Result<(), MemoryError> {
-        let mapped = {
-            let mut shard = region.lock();
-            if shard.is_registered() {
-                return Ok(());
-            }
-            shard.set_registered(true);
-            shard.mapped().to_vec()
-        };
-        for piece in &mapped {
-            let Some(span) = piece_span(*piece) else { continue };
-            if let Err(error) = space.memory().register(span) {
-                region.lock().set_registered(false);
-                return Err(error);
-            }
-        }
-        Ok(())
     }
 
     /// Chooses the next run of resident pages between `from` and `to` and a slot for it. Gate held shared, and on until
@@ -145,7 +125,7 @@ impl EvictWork {
         let present = |page: PageIndex| {
             page.0.checked_sub(base.0).and_then(|at| resident.get(at as usize)).copied().unwrap_or(false)
         };
-        let planned = region.lock().plan_move(from, to, space.pool.slot_pages(), id, &present);
+        let planned = region.lock().plan_move(from, to, self.reach, id, &present);
         let Some(piece) = planned else {
             space.names.lock().forget(id);
             return Ok(None);
@@ -170,7 +150,11 @@ impl EvictWork {
     pub fn ask(&mut self, space: &Space) {
         let Some((_, standing)) = &self.standing else { return };
         let Some(from) = piece_span(self.piece) else { return };
-        self.asked = Some(space.memory().move_out(Order { from, to: standing.slot.span().start() }));
+        self.asked = Some(match watched(space, &standing.region, self.piece) {
+            Ok(None) => space.memory().move_out(Order { from, to: standing.slot.span().start() }),
+            Ok(Some(stop)) => Ok(Moved::Now(Outcome { done: 0, stop: Some(stop) })),
+            Err(error) => Err(error),
+        });
     }
 
     /// Records what came of the planned run, as far as that is known.
@@ -188,11 +172,22 @@ impl EvictWork {
                 let done =
                     u32::try_from(outcome.done / page_size() as u64).unwrap_or(0).min(self.piece.pages);
                 self.record(space, done);
+                if done > 0 {
+                    space.saw_still();
+                }
                 moved.moved += u64::from(done);
                 settled?;
                 Ok(match outcome.stop {
-                    None => Answer::Moved,
+                    None => {
+                        self.reach = (self.reach * 2).min(space.pool.slot_pages());
+                        Answer::Moved
+                    }
                     Some(Stop::Busy) => Answer::Busy { done },
+                    // More than one mapping, or none.
+                    Some(Stop::Unmapped | Stop::Invalid) if self.piece.pages > 1 => {
+                        self.reach = self.piece.pages / 2;
+                        Answer::Divide { done }
+                    }
                     Some(stop) => {
                         if stop == Stop::Pinned {
                             moved.pinned += 1;
@@ -337,6 +332,11 @@ pub enum Answer {
         /// Pages that moved.
         done: u32,
     },
+    /// The first `done` pages moved, and the others can't in one go: let the gate go and plan again, a shorter run.
+    Divide {
+        /// Pages that moved.
+        done: u32,
+    },
     /// The page after the first `done` can't move.
     Stopped {
         /// Pages that moved.
@@ -397,13 +397,13 @@ impl Space {
             if !still_there(&directory, region, piece) {
                 return Ok(());
             }
-            work.register(self, region)?;
             let Some(planned) = work.plan(self, region, from, to)? else { return Ok(()) };
             let answer = work.order(self, moved);
             drop(directory);
             self.after_move();
             match answer? {
                 Answer::Moved => from = work.end(),
+                Answer::Divide { done } => from = planned.first.plus(done),
                 Answer::Stopped { done } => from = planned.first.plus(done + 1),
                 Answer::Busy { done } => {
                     from = planned.first.plus(done);
@@ -503,8 +503,8 @@ impl Space {
                 }
             }
             brought += u64::from(before.saturating_sub(part.region.lock().out()));
-            self.unregister_if_back(&part.region)?;
         }
+        self.unregister_if_back()?;
         self.pool.reclaim(self.memory().as_ref())?;
         Ok(brought)
     }
@@ -530,6 +530,8 @@ impl Space {
             let reason = "part of it is still out".into();
             return Err(MemoryError::Refused { doing: "letting go of", span, reason });
         }
+        // See `unregister_if_back`. A range that stays registered costs its first touches a fault, and nothing else.
+        let safe = !directory.any_out();
         for part in &parts {
             let (pieces, registered) = {
                 let mut shard = part.region.lock();
@@ -540,7 +542,7 @@ impl Space {
                 (pieces, registered)
             };
             for piece in pieces {
-                if registered {
+                if registered && safe {
                     // A range that is gone without our knowing needs no unregistering.
                     let _ = self.memory().unregister(piece);
                 }
@@ -550,42 +552,85 @@ impl Space {
         Ok(())
     }
 
-    /// Leaves a region's range to the kernel if nothing of it is out and no removal of its pages is pending. The caller
+    /// Leaves every region's range to the kernel, where no removal of its pages is pending, if nothing at all is out. The caller
     /// holds the mover.
+    ///
+    /// Nothing at all: the kernel unregisters whatever is mapped at an address, also while it changes, and what landed there
+    /// a moment ago may be another region. With pages out, their owner would read zeros.
     #[doc(hidden)]
-    pub fn unregister_if_back(&self, region: &Region) -> Result<(), MemoryError> {
+    pub fn unregister_if_back(&self) -> Result<(), MemoryError> {
         let mut present = Vec::new();
         let directory = self.shared();
         if directory.is_closed() {
             return Err(MemoryError::Gone);
         }
-        let mapped = {
-            let shard = region.lock();
-            if !shard.is_registered() || shard.out() > 0 {
-                return Ok(());
-            }
-            shard.mapped().to_vec()
-        };
-        for piece in &mapped {
-            let Some(span) = piece_span(*piece) else { continue };
-            self.memory().resident(span, &mut present)?;
-            let base = piece.first;
-            let is_present = |page: PageIndex| {
-                page.0.checked_sub(base.0).and_then(|at| present.get(at as usize)).copied().unwrap_or(true)
+        if directory.any_out() {
+            return Ok(());
+        }
+        for part in directory.all() {
+            let region = &part.region;
+            let mapped = {
+                let shard = region.lock();
+                if !shard.is_registered() {
+                    continue;
+                }
+                shard.mapped().to_vec()
             };
-            let mut shard = region.lock();
-            if shard.settle_removed(base, piece.pages, &is_present) || shard.out() > 0 {
-                return Ok(());
+            let mut pending = false;
+            for piece in &mapped {
+                let Some(span) = piece_span(*piece) else { continue };
+                self.memory().resident(span, &mut present)?;
+                let base = piece.first;
+                let is_present = |page: PageIndex| {
+                    page.0.checked_sub(base.0).and_then(|at| present.get(at as usize)).copied().unwrap_or(true)
+                };
+                pending |= region.lock().settle_removed(base, piece.pages, &is_present);
+            }
+            if pending || region.lock().out() > 0 {
+                continue;
+            }
+            region.lock().set_registered(false);
+            for span in mapped.iter().filter_map(|piece| piece_span(*piece)) {
+                if let Err(MemoryError::Gone) = self.memory().unregister(span) {
+                    return Err(MemoryError::Gone);
+                }
             }
         }
-        region.lock().set_registered(false);
-        for piece in &mapped {
-            if let Some(span) = piece_span(*piece) {
-                self.memory().unregister(span)?;
-            }
-        }
-        drop(directory);
         Ok(())
+    }
+}
+
+/// Makes sure that a run is watched, so that what moves out of it is missed; says why not. Gate held.
+///
+/// The books can't tell: a program may unmap and map anew what isn't registered, and nobody hears of it. But a zero page is
+/// refused because a page is there only if all of the run is one registered mapping and nothing is changing; from then on any
+/// change is told, and the move refused until the event is in the books. (Where there is a hole the zero page is right.)
+fn watched(space: &Space, region: &Region, run: Piece) -> Result<Option<Stop>, MemoryError> {
+    let Some(span) = piece_span(run) else { return Ok(Some(Stop::Invalid)) };
+    for tried in [false, true] {
+        let probe = space.memory().zero(span);
+        match probe.stop {
+            _ if probe.done > 0 => return Ok(None),
+            None | Some(Stop::Present) => return Ok(None),
+            Some(Stop::Gone) => return Err(MemoryError::Gone),
+            Some(Stop::Unmapped) if !tried => register(space, region, run)?,
+            Some(stop) => return Ok(Some(stop)),
+        }
+    }
+    Ok(Some(Stop::Unmapped))
+}
+
+/// Registers what the run is mapped in one piece with: a mapping registered in parts can't be grown or moved any more.
+fn register(space: &Space, region: &Region, run: Piece) -> Result<(), MemoryError> {
+    let piece = {
+        let mut shard = region.lock();
+        shard.set_registered(true);
+        shard.mapped().iter().find(|piece| run.first.0.wrapping_sub(piece.first.0) < piece.pages).copied()
+    };
+    match piece.and_then(piece_span).map(|span| space.memory().register(span)) {
+        Some(Err(MemoryError::Gone)) => Err(MemoryError::Gone),
+        // Nothing we can watch is mapped there; the second look says so.
+        _ => Ok(()),
     }
 }
 

@@ -214,7 +214,14 @@ impl FaultWork {
     pub fn zero(&mut self, space: &Space) -> Next {
         let Some(span) = page_span(self.fault.addr) else { return Next::Done };
         let outcome = space.memory().zero_asleep(span);
-        let in_place = matches!(outcome.stop, None | Some(Stop::Present));
+        let in_place = match outcome.stop {
+            None | Some(Stop::Present) => Some(true),
+            Some(Stop::Unmapped) => None,
+            Some(_) => Some(false),
+        };
+        if in_place == Some(true) {
+            space.saw_still();
+        }
         if let Some(region) = &self.region {
             region.lock().zeroed(self.page, in_place);
         }
@@ -271,20 +278,19 @@ impl FaultWork {
                 (Ok(()), Ok(Fetch::Ready)) => self.flight.loaded(at, true),
                 (Ok(()), Ok(Fetch::Pending)) => {}
                 (Ok(()), Err(error)) => {
-                    let Wanted { handle, key } = self.wanted[at as usize];
+                    let wanted = self.wanted[at as usize];
                     let page = &mut bytes[at as usize * page_size()..][..page_size()];
-                    let ok = at == self.flight.demand() && error.is_retryable() && {
-                        (0..RETRIES).any(|_| {
-                            matches!(
-                                space.store().fetch(handle, key, page, &Waiter::none()),
-                                Ok(Fetch::Ready)
-                            )
-                        })
-                    };
-                    if !ok {
-                        space.note_store_error(key, error);
+                    let again = at == self.flight.demand() && error.is_retryable();
+                    let mut waiter = self.waiter.clone();
+                    waiter.set_token(u64::from(at));
+                    match again.then(|| fetch_again(space, wanted, page, &waiter)).flatten() {
+                        Some(Fetch::Ready) => self.flight.loaded(at, true),
+                        Some(Fetch::Pending) => {}
+                        None => {
+                            space.note_store_error(wanted.key, error);
+                            self.flight.loaded(at, false);
+                        }
                     }
-                    self.flight.loaded(at, ok);
                 }
                 (Err(error), _) => {
                     space.note_store_error(self.wanted[at as usize].key, error);
@@ -320,8 +326,8 @@ impl FaultWork {
         shard.landed(&mut self.flight, segment, done, &mut self.lost);
         self.at = segment.at + done;
         if done > 0 {
-            let (from, to) = (segment.addr, segment.addr + bytes_of(done));
-            self.asleep = Some(self.asleep.map_or((from, to), |(low, high)| (low.min(from), high.max(to))));
+            space.saw_still();
+            self.asleep = joined(self.asleep, segment.addr, segment.addr + bytes_of(done));
         }
         let holds_demand = |upto: u32| (segment.at..upto).contains(&self.flight.demand());
         if holds_demand(self.at) {
@@ -352,8 +358,20 @@ impl FaultWork {
     /// Ends the flight and sees to it that the thread is awake, parked, or decided anew. The gate is held still.
     pub fn end(&mut self, space: &Space) -> Next {
         let Some(region) = self.region.take() else { return Next::Done };
-        let end = region.lock().end_flight(&mut self.flight, &mut self.lost);
-        match end {
+        let (ended, now) = {
+            let mut shard = region.lock();
+            (shard.end_flight(&mut self.flight, &mut self.lost), shard.address(self.page))
+        };
+        if let Some((from, to)) = ended.stranded {
+            self.asleep = joined(self.asleep, from, to);
+        }
+        if let (Some((now, _)), true) = (now, ended.demanded != Install::Done)
+            && now != self.fault.addr
+        {
+            // The mapping moved; who touched the page at its new address was told that we are on it.
+            self.asleep = joined(self.asleep, now, now + bytes_of(1));
+        }
+        match ended.demanded {
             Install::Done => {
                 // The mapping moved while the bytes were on their way: the thread waits at the old address.
                 if self.installed_at.is_some_and(|addr| addr != self.fault.addr) {
@@ -409,6 +427,16 @@ impl FaultWork {
             space.memory().wake(span);
         }
     }
+}
+
+/// Tries a fetch again that may succeed later. `None` if it doesn't.
+fn fetch_again(space: &Space, wanted: Wanted, page: &mut [u8], waiter: &Waiter) -> Option<Fetch> {
+    (0..RETRIES).find_map(|_| space.store().fetch(wanted.handle, wanted.key, page, waiter).ok())
+}
+
+/// The smallest range that holds both.
+fn joined(range: Option<(u64, u64)>, from: u64, to: u64) -> Option<(u64, u64)> {
+    Some(range.map_or((from, to), |(low, high)| (low.min(from), high.max(to))))
 }
 
 fn page_span(addr: u64) -> Option<Span> {

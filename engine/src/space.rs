@@ -40,6 +40,8 @@ pub struct Space {
     has_parked: AtomicBool,
     /// Messages were left unread because the gate was held.
     unread: AtomicBool,
+    /// Since the last read nothing was changing at some moment.
+    still: AtomicBool,
     shares: Arc<Shares>,
     lineage: Arc<Lineage>,
     next_region: AtomicU32,
@@ -112,6 +114,7 @@ impl Space {
             parked: Mutex::new(Vec::new()),
             has_parked: AtomicBool::new(false),
             unread: AtomicBool::new(false),
+            still: AtomicBool::new(false),
             shares,
             lineage,
             next_region: AtomicU32::new(0),
@@ -198,6 +201,7 @@ impl Space {
         let shard = Shard::new(id, pages, page_size() as u64, span.start(), self.counts.clone());
         let region = Region::new(shard);
         self.key_bases.write().insert(id, span.start() / page_size() as u64);
+        directory.forget_overdue(span);
         directory.insert(&Part {
             region: Arc::clone(&region),
             piece: Piece { first: PageIndex(0), pages, addr: span.start() },
@@ -298,10 +302,15 @@ impl Space {
             return Ok(None);
         };
         self.unread.store(false, Ordering::Release);
+        let mut lost = Lost::default();
+        if self.still.swap(false, Ordering::AcqRel) {
+            for part in directory.nothing_overdue() {
+                part.region.lock().unmap(part.piece.first, part.piece.pages, &mut lost);
+            }
+        }
         self.memory.read(batch)?;
         let mut children = Vec::new();
         if !batch.events.is_empty() {
-            let mut lost = Lost::default();
             for event in batch.events.drain(..) {
                 self.apply(event, &mut directory, &mut lost, &mut children);
                 directory.bump_epoch();
@@ -312,8 +321,16 @@ impl Space {
             self.unpark(batch);
         } else {
             self.memory.applied();
+            drop(directory);
+            self.release(&mut lost);
         }
         Ok(Some(children))
+    }
+
+    /// The kernel put a page in place, or found one there: nothing was changing then, so every event of every change before
+    /// has been read. Called with the gate held.
+    pub(crate) fn saw_still(&self) {
+        self.still.store(true, Ordering::Release);
     }
 
     /// Whether messages were left unread because the gate was held; whoever held it reads them next.
@@ -330,7 +347,11 @@ impl Space {
                 }
             }
             Event::Unmap(span) => {
-                for part in directory.take(span) {
+                let (mut gone, rest) = directory.explain(span, true);
+                for span in rest {
+                    gone.append(&mut directory.take(span));
+                }
+                for part in gone {
                     let (_, moving) = part.region.lock().unmap(part.piece.first, part.piece.pages, lost);
                     if moving {
                         self.broken_promise.store(true, Ordering::Relaxed);
@@ -358,11 +379,24 @@ impl Space {
             return;
         }
         let (Ok(source), Ok(target)) = (Span::new(from, len), Span::new(to, len)) else { return };
-        // What was there before went away with an UNMAP event of its own, unless it was never registered.
+        // What was there before has an event of its own: mostly it came before this one, but events of two threads can arrive
+        // either way round. Where nothing is registered there is none.
         for part in directory.take(target) {
-            part.region.lock().unmap(part.piece.first, part.piece.pages, lost);
+            let mut shard = part.region.lock();
+            if shard.is_registered() {
+                drop(shard);
+                directory.displace(part);
+            } else {
+                shard.unmap(part.piece.first, part.piece.pages, lost);
+            }
         }
-        for mut part in directory.take(source) {
+        let (mut moved, rest) = directory.explain(source, false);
+        for span in rest {
+            moved.append(&mut directory.take(span));
+        }
+        // Unless its doer asked for the old mapping to stay.
+        directory.expect_unmapped(source);
+        for mut part in moved {
             part.piece.addr = to + (part.piece.addr - from);
             part.region.lock().remap(part.piece.first, part.piece.pages, part.piece.addr);
             directory.insert(&part);
