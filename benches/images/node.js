@@ -15,7 +15,8 @@ const below = (end) => Math.floor(random() * end);
 const letters = "abcdefghiklmnoprstuvw";
 const word = () => Array.from({ length: 3 + below(7) }, () => letters[below(letters.length)]).join("");
 const words = Array.from({ length: 5000 }, word);
-const pick = () => words[below(words.length)];
+// Common words are far more common than rare ones, as in any language.
+const pick = () => words[Math.floor(words.length ** random()) - 1];
 
 function record(id) {
   return {

@@ -3,6 +3,7 @@
 Arguments: how many bytes of memory to grow to, a seed.
 """
 
+import itertools
 import os
 import random
 import sys
@@ -11,6 +12,12 @@ size, seed = int(sys.argv[1]), int(sys.argv[2])
 rng = random.Random(seed)
 first = ["".join(rng.choices("bcdfghklmnprstv", k=1) + rng.choices("aeiou", k=1) + rng.choices("lnrstm", k=1)) for _ in range(300)]
 words = ["".join(rng.choices(first, k=rng.randint(1, 3))) for _ in range(5000)]
+# As in any language, the second word is half as common as the first, the third a third.
+common = list(itertools.accumulate(1 / rank for rank in range(1, len(words) + 1)))
+
+
+def pick(count):
+    return rng.choices(words, cum_weights=common, k=count)
 
 
 class Order:
@@ -18,14 +25,14 @@ class Order:
 
     def __init__(self, number):
         self.number = number
-        self.customer = " ".join(w.capitalize() for w in rng.choices(words, k=2))
-        self.email = f"{rng.choice(words)}.{rng.choice(words)}@example.org"
+        self.customer = " ".join(w.capitalize() for w in pick(2))
+        self.email = ".".join(pick(2)) + "@example.org"
         self.lines = [
-            {"sku": f"{rng.choice(words)}-{rng.randrange(10**5):05}", "count": rng.randint(1, 9), "price": round(rng.random() * 100, 2)}
+            {"sku": f"{pick(1)[0]}-{rng.randrange(10**5):05}", "count": rng.randint(1, 9), "price": round(rng.random() * 100, 2)}
             for _ in range(rng.randint(1, 5))
         ]
-        self.tags = {rng.choice(words) for _ in range(rng.randint(0, 4))}
-        self.note = " ".join(rng.choices(words, k=rng.randint(0, 25)))
+        self.tags = set(pick(rng.randint(0, 4)))
+        self.note = " ".join(pick(rng.randint(0, 25)))
 
 
 class Point:
@@ -35,7 +42,7 @@ class Point:
 
     def __init__(self):
         self.lat, self.lon = round(rng.uniform(-90, 90), 5), round(rng.uniform(-180, 180), 5)
-        self.name = rng.choice(words)
+        self.name = pick(1)[0]
 
 
 def resident():

@@ -4,6 +4,7 @@ Arguments: how many bytes of memory the server is to grow to, a seed. The server
 a temporary directory and writes nothing to disk.
 """
 
+import itertools
 import json
 import os
 import random
@@ -16,6 +17,12 @@ import time
 size, seed = int(sys.argv[1]), int(sys.argv[2])
 rng = random.Random(seed)
 words = ["".join(rng.choices("abcdefghiklmnoprstuvw", k=rng.randint(3, 10))) for _ in range(5000)]
+# As in any language, the second word is half as common as the first, the third a third.
+common = list(itertools.accumulate(1 / rank for rank in range(1, len(words) + 1)))
+
+
+def pick(count):
+    return " ".join(rng.choices(words, cum_weights=common, k=count))
 
 
 def resident(pid):
@@ -36,13 +43,13 @@ def document(number):
     return json.dumps(
         {
             "id": number,
-            "name": " ".join(rng.choices(words, k=2)),
-            "email": f"{rng.choice(words)}@{rng.choice(words)}.example",
+            "name": pick(2),
+            "email": f"{pick(1)}@{pick(1)}.example",
             "created": 1_600_000_000 + rng.randrange(10**8),
             "active": rng.random() < 0.7,
             "roles": rng.sample(["reader", "writer", "admin", "owner", "guest"], rng.randint(1, 3)),
-            "address": {"street": rng.choice(words), "no": rng.randint(1, 200), "zip": f"{rng.randrange(10**5):05}"},
-            "history": [{"t": rng.randrange(10**9), "what": rng.choice(words)} for _ in range(rng.randint(0, 8))],
+            "address": {"street": pick(1), "no": rng.randint(1, 200), "zip": f"{rng.randrange(10**5):05}"},
+            "history": [{"t": rng.randrange(10**9), "what": pick(1)} for _ in range(rng.randint(0, 8))],
         }
     )
 

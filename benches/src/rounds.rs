@@ -41,6 +41,10 @@ pub(crate) fn run(plan: &Plan, image: &Image) -> Result<Report, Error> {
     let machine = Machine::look();
     let mut left_out = Vec::new();
     let zram = start_zram(plan, image, &mut left_out);
+    if let Some(zram) = &zram {
+        let settings = zram.settings();
+        eprintln!("beside: /dev/{}, {}, {} bytes", settings.device, settings.algorithm, settings.bytes);
+    }
     let mut entered = enter(plan, image, zram.as_ref(), &mut left_out);
     let mut samples = Vec::new();
     let mut seeds = Random::new(plan.seed);

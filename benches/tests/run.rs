@@ -1,0 +1,148 @@
+//! The program as it is run.
+
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A file of its own for each test; removed when dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("userswap-bench-test-{}-{name}", std::process::id())))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn bench() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_userswap-bench"))
+}
+
+/// An image of pages that are all different.
+fn image(pages: u32) -> Scratch {
+    let file = Scratch::new(&format!("{pages}.image"));
+    let bytes: Vec<u8> = (0..pages)
+        .flat_map(|page| (0..512u32).flat_map(move |word| (u64::from(page * 31 + word % 40)).to_le_bytes()))
+        .collect();
+    std::fs::write(&file.0, bytes).unwrap();
+    file
+}
+
+fn measure(image: &Path, json: &Path, more: &[&str]) -> Output {
+    let mut bench = bench();
+    bench.arg("--image").arg(image).arg("--json").arg(json).args(["--rounds", "1"]).args(more);
+    bench.output().unwrap()
+}
+
+/// Whether there can be regions here at all.
+fn userfaultfd(name: &str) -> bool {
+    let there =
+        userswap_uffd::Uffd::open(userswap_uffd::Features::empty(), userswap_uffd::OpenMode::UserModeOnly);
+    if let Err(error) = &there {
+        eprintln!("SKIPPED {name}: {error}");
+    }
+    there.is_ok()
+}
+
+#[test]
+fn every_case_is_in_the_report() {
+    if !userfaultfd("every_case_is_in_the_report") {
+        return;
+    }
+    let (image, json) = (image(600), Scratch::new("cases.json"));
+    let output = measure(&image.0, &json.0, &["--no-zram", "--both-placements"]);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{stderr}");
+    let report: Value = serde_json::from_slice(&std::fs::read(&json.0).unwrap()).unwrap();
+    assert_eq!(report["schema_version"], 1);
+    assert_eq!(report["image"]["pages"], 600);
+    let left_out: Vec<&str> =
+        report["left_out"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert_eq!(left_out, ["zram: not asked for"]);
+    let records = report["records"].as_array().unwrap();
+    // Two memories, stores, patterns, numbers of threads, placements.
+    assert_eq!(records.len(), 32);
+    for record in records {
+        assert!(record["p50_ns"].as_f64().unwrap() > 0.0, "{record}");
+        assert!(record["mean_ns"].as_f64().unwrap() > 0.0, "{record}");
+        assert!(record["move_out_ns_per_page"].as_f64().unwrap() > 0.0, "{record}");
+        assert!(record["store_memory_bytes_per_page"].as_f64().unwrap() > 0.0, "{record}");
+        assert!(record["zram_p50_ns"].is_null() && record["ratio_p50"].is_null(), "{record}");
+        let touches = if record["pattern"] == "random" { 300 } else { 600 };
+        assert_eq!(record["touches"], touches, "{record}");
+    }
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("left out: zram: not asked for"), "{table}");
+}
+
+#[test]
+fn nonsense_is_refused() {
+    let json = Scratch::new("nonsense.json");
+    let filled = Scratch::new("filled.image");
+    std::fs::write(&filled.0, vec![7u8; 1 << 16]).unwrap();
+    let output = measure(&filled.0, &json.0, &[]);
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no page in it"), "{output:?}");
+    let output = measure(Path::new("/nonexistent"), &json.0, &["--store", "ram:nothing"]);
+    assert!(!output.status.success());
+    assert!(!json.0.exists());
+}
+
+#[test]
+fn zram_is_put_back_also_when_the_benchmark_is_killed() {
+    let image = image(2000);
+    let mut running = bench()
+        .arg("--image")
+        .arg(&image.0)
+        .args(["--rounds", "1000", "--memory", "local", "--store", "ram:lz4"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(running.stderr.take().unwrap()).lines();
+    let mut zram = None;
+    for line in lines.map_while(Result::ok) {
+        if let Some(device) = line.strip_prefix("beside: /dev/") {
+            zram = device.split(',').next().map(str::to_owned);
+        } else if line.starts_with("round 1 of") {
+            break;
+        }
+    }
+    running.kill().unwrap();
+    running.wait().unwrap();
+    let Some(device) = zram else {
+        eprintln!("SKIPPED zram_is_put_back_also_when_the_benchmark_is_killed: no zram to be had here");
+        return;
+    };
+    assert!(wait_until(Duration::from_secs(60), || is_unused(&device)), "{device} is still in use");
+}
+
+/// Whether a zram device is gone, or has nothing to do.
+fn is_unused(device: &str) -> bool {
+    let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let size = std::fs::read_to_string(format!("/sys/block/{device}/disksize"));
+    !swaps.contains(&format!("/dev/{device} ")) && size.is_ok_and(|size| size.trim() == "0")
+        || !exists(device)
+}
+
+fn exists(device: &str) -> bool {
+    Path::new("/sys/block").join(device).exists()
+}
+
+fn wait_until(patience: Duration, done: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + patience;
+    while Instant::now() < deadline {
+        if done() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    done()
+}
