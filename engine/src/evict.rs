@@ -246,6 +246,8 @@ impl EvictWork {
     /// When the slot can't be read or the store doesn't take it; the pages stand where they stood.
     pub fn write(&mut self, space: &Space) -> Result<(), EvictError> {
         self.writing.clear();
+        // Else, where the slot can't be read, what was written before would be taken for this.
+        self.handles.clear();
         let Some((id, standing)) = &self.standing else { return Ok(()) };
         let region = {
             let shard = standing.region.lock();
@@ -272,7 +274,6 @@ impl EvictWork {
                 Page { key, bytes: &bytes[at..at + page] }
             })
             .collect();
-        self.handles.clear();
         self.handles.resize(pages.len(), None);
         space.store().put(&pages, &mut self.handles).inspect_err(|_| self.writing.clear())?;
         Ok(())

@@ -1,3 +1,4 @@
 //! Harness, simulator and whole-system tests of userswap.
 
 pub mod plain;
+pub mod sim;
