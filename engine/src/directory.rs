@@ -30,18 +30,31 @@ pub struct Directory {
     mapped: BTreeMap<u64, Extent>,
     epoch: u64,
     closed: bool,
-    /// What moved or went and whose own event is still to come.
-    overdue: Overdue,
+    /// In the order they were landed on.
+    overdue: Vec<Overdue>,
+    /// Ranges that were moved away from: registered and nobody's until the kernel says that they are unmapped, which is at
+    /// once unless its doer asked for the old mapping to stay.
+    left: Vec<Span>,
 }
 
+/// Something else has landed on it, and its own event, which says whether it moved or went, is still to come.
+///
 /// Events queue up after the change is made, so two threads' may arrive the wrong way round: "C moved to A" before "A moved to
-/// B" or "A was unmapped", whose place it took. Whatever such an event is still owed for is kept here.
-#[derive(Default)]
+/// B" or "A is unmapped", whose place it took. (Not told apart from that, and wrong: a third thread that moves or unmaps C
+/// from A before the first has queued its event.)
 struct Overdue {
-    /// Parts something else has landed on; their own event says whether they moved or went.
-    displaced: Vec<Part>,
-    /// What was moved away from; the kernel says that it's unmapped, too, and by then something else may stand there.
-    left: Vec<Span>,
+    span: Span,
+    /// `None`: a range that is registered still and nobody's.
+    part: Option<Part>,
+}
+
+/// What an event about a range is about.
+#[derive(Default)]
+pub struct Explained {
+    /// These parts.
+    pub parts: Vec<Part>,
+    /// These ranges, which were nobody's.
+    pub left: Vec<Span>,
 }
 
 #[derive(Clone)]
@@ -139,68 +152,92 @@ impl Directory {
     /// Takes everything out.
     pub fn take_all(&mut self) -> Vec<Part> {
         let mut parts = self.all();
-        parts.append(&mut self.overdue.displaced);
-        self.overdue.left.clear();
+        parts.extend(self.nothing_overdue());
+        self.left.clear();
         self.mapped.clear();
         parts
     }
 
     /// Whether any page of any region is out.
     pub fn any_out(&self) -> bool {
-        let displaced = self.overdue.displaced.iter().map(|part| &part.region);
-        self.mapped.values().map(|extent| &extent.region).chain(displaced).any(|region| region.lock().out() > 0)
+        let overdue = self.overdue.iter().filter_map(|overdue| Some(&overdue.part.as_ref()?.region));
+        self.mapped.values().map(|extent| &extent.region).chain(overdue).any(|region| region.lock().out() > 0)
     }
 
     // ---- events that come late ----
 
-    /// Something landed on a part whose own event is still to come.
-    pub fn displace(&mut self, part: Part) {
-        self.overdue.displaced.push(part);
-    }
-
-    /// A range was moved away from: that it is unmapped will be said, too.
-    pub fn expect_unmapped(&mut self, span: Span) {
-        if !self.overdue.left.contains(&span) {
-            self.overdue.left.push(span);
-        }
-    }
-
-    /// The parts that an event about `span` is overdue for, if any, and what of `span` it says something new about. `unmapped`:
-    /// it says that the range is unmapped.
-    pub fn explain(&mut self, span: Span, unmapped: bool) -> (Vec<Part>, Vec<Span>) {
-        if self.overdue.displaced.is_empty() && (!unmapped || self.overdue.left.is_empty()) {
-            return (Vec::new(), vec![span]);
-        }
-        let mut parts = Vec::new();
+    /// Takes out what an event is about that says that `span` moved or is unmapped: what it is overdue for, else what
+    /// stands there.
+    pub fn explain(&mut self, span: Span) -> Explained {
+        let mut about = Explained::default();
         let mut rest = vec![span];
-        for part in std::mem::take(&mut self.overdue.displaced) {
-            let Some(whole) = part.span() else { continue };
-            if let Some(piece) = whole.intersection(&span) {
-                parts.push(part.within(piece));
-                rest = rest.iter().flat_map(|span| minus(*span, piece)).collect();
-            }
-            self.overdue.displaced.extend(minus(whole, span).map(|piece| part.within(piece)));
-        }
-        if unmapped {
-            for left in std::mem::take(&mut self.overdue.left) {
-                if left.overlaps(&span) {
-                    rest = rest.iter().flat_map(|span| minus(*span, left)).collect();
+        for old in std::mem::take(&mut self.overdue) {
+            let found: Vec<Span> = rest.iter().filter_map(|span| span.intersection(&old.span)).collect();
+            let mut kept = vec![old.span];
+            for piece in found {
+                match &old.part {
+                    Some(part) => about.parts.push(part.within(piece)),
+                    None => about.left.push(piece),
                 }
-                self.overdue.left.extend(minus(left, span));
+                rest = without(&rest, piece);
+                kept = without(&kept, piece);
+            }
+            for span in kept {
+                self.overdue.push(Overdue { span, part: old.part.as_ref().map(|part| part.within(span)) });
             }
         }
-        (parts, rest)
+        for span in rest {
+            about.parts.append(&mut self.take(span));
+            about.left.append(&mut self.take_left(span));
+        }
+        about
     }
 
-    /// Nothing in `span` is owed an event any more.
-    pub fn forget_overdue(&mut self, span: Span) {
-        self.overdue.left.retain(|left| !left.overlaps(&span));
+    /// Something lands on `span`. What stood there and may be registered has an event of its own, which is awaited; the rest
+    /// is returned: it is gone.
+    pub fn land_on(&mut self, span: Span) -> Vec<Part> {
+        let left = self.take_left(span);
+        self.overdue.extend(left.into_iter().map(|span| Overdue { span, part: None }));
+        let mut gone = Vec::new();
+        for part in self.take(span) {
+            match part.span() {
+                Some(span) if part.region.lock().is_registered() => {
+                    self.overdue.push(Overdue { span, part: Some(part) });
+                }
+                _ => gone.push(part),
+            }
+        }
+        gone
     }
 
-    /// All events there were have been read: what is still displaced went without one.
-    pub fn nothing_overdue(&mut self) -> Vec<Part> {
-        self.overdue.left.clear();
-        std::mem::take(&mut self.overdue.displaced)
+    /// A range was moved away from, or came along as nobody's. Where something else stands already it is overdue.
+    pub fn leave(&mut self, span: Span) {
+        let mut free = vec![span];
+        for standing in self.parts(span).iter().filter_map(Part::span) {
+            free = without(&free, standing);
+            self.overdue.push(Overdue { span: standing, part: None });
+        }
+        for span in free {
+            self.take_left(span);
+            self.left.push(span);
+        }
+    }
+
+    /// All events there were have been read: what is overdue went without one.
+    pub fn nothing_overdue(&mut self) -> impl Iterator<Item = Part> + use<> {
+        std::mem::take(&mut self.overdue).into_iter().filter_map(|overdue| overdue.part)
+    }
+
+    /// Takes out what is nobody's in `span`.
+    pub fn take_left(&mut self, span: Span) -> Vec<Span> {
+        let taken = self.left.iter().filter_map(|left| left.intersection(&span)).collect();
+        self.left = without(&self.left, span);
+        taken
+    }
+
+    /// The directory of a child: what is nobody's is so there, too.
+    pub fn for_child(&self) -> Self {
+        Self { left: self.left.clone(), ..Self::default() }
     }
 
     /// Enters a part. Its range must be free.
@@ -231,10 +268,13 @@ impl Directory {
     }
 }
 
-/// `span` without `other`.
-fn minus(span: Span, other: Span) -> impl Iterator<Item = Span> {
-    let (before, after) = span.subtract(&other);
-    before.into_iter().chain(after)
+/// The ranges without what they have in common with `other`.
+fn without(spans: &[Span], other: Span) -> Vec<Span> {
+    let minus = |span: &Span| {
+        let (before, after) = span.subtract(&other);
+        before.into_iter().chain(after)
+    };
+    spans.iter().flat_map(minus).collect()
 }
 
 /// Pages in a length that is a multiple of the page size. A region has fewer than 2³².

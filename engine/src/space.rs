@@ -201,7 +201,7 @@ impl Space {
         let shard = Shard::new(id, pages, page_size() as u64, span.start(), self.counts.clone());
         let region = Region::new(shard);
         self.key_bases.write().insert(id, span.start() / page_size() as u64);
-        directory.forget_overdue(span);
+        directory.take_left(span);
         directory.insert(&Part {
             region: Arc::clone(&region),
             piece: Piece { first: PageIndex(0), pages, addr: span.start() },
@@ -347,11 +347,7 @@ impl Space {
                 }
             }
             Event::Unmap(span) => {
-                let (mut gone, rest) = directory.explain(span, true);
-                for span in rest {
-                    gone.append(&mut directory.take(span));
-                }
-                for part in gone {
+                for part in directory.explain(span).parts {
                     let (_, moving) = part.region.lock().unmap(part.piece.first, part.piece.pages, lost);
                     if moving {
                         self.broken_promise.store(true, Ordering::Relaxed);
@@ -379,24 +375,18 @@ impl Space {
             return;
         }
         let (Ok(source), Ok(target)) = (Span::new(from, len), Span::new(to, len)) else { return };
-        // What was there before has an event of its own: mostly it came before this one, but events of two threads can arrive
-        // either way round. Where nothing is registered there is none.
-        for part in directory.take(target) {
-            let mut shard = part.region.lock();
-            if shard.is_registered() {
-                drop(shard);
-                directory.displace(part);
-            } else {
-                shard.unmap(part.piece.first, part.piece.pages, lost);
+        let moved = directory.explain(source);
+        // Mostly that event came before this one.
+        for part in directory.land_on(target) {
+            part.region.lock().unmap(part.piece.first, part.piece.pages, lost);
+        }
+        directory.leave(source);
+        for span in moved.left {
+            if let Ok(span) = span.moved_to(to + (span.start() - from)) {
+                directory.leave(span);
             }
         }
-        let (mut moved, rest) = directory.explain(source, false);
-        for span in rest {
-            moved.append(&mut directory.take(span));
-        }
-        // Unless its doer asked for the old mapping to stay.
-        directory.expect_unmapped(source);
-        for mut part in moved {
+        for mut part in moved.parts {
             part.piece.addr = to + (part.piece.addr - from);
             part.region.lock().remap(part.piece.first, part.piece.pages, part.piece.addr);
             directory.insert(&part);
@@ -407,7 +397,7 @@ impl Space {
 
     /// The child of this address space: the same regions at the same addresses, the same objects.
     fn fork(&self, memory: Arc<dyn Memory>, directory: &Directory) -> Arc<Self> {
-        let mut child = Directory::default();
+        let mut child = directory.for_child();
         let mut regions: HashMap<*const Region, Arc<Region>> = HashMap::new();
         let mut imported: HashMap<SlotId, SlotId> = HashMap::new();
         let counts = Counts::default();
