@@ -84,25 +84,29 @@ impl SimMemory {
 
     fn mark(&self, span: Span, pte: Pte, wake: bool, what: &str) -> Outcome {
         let machine = &mut *self.machine.lock();
-        let outcome = match self.target(machine, span.start(), 1) {
+        let (_, pages) = Self::pages(span);
+        let outcome = match self.target(machine, span.start(), pages) {
             Err(outcome) => outcome,
-            Ok(page) => {
-                let entry = machine.entry(self.proc, page);
-                if entry.pte == Pte::None {
+            Ok(first) => {
+                let mut done = 0;
+                while done < pages && machine.entry(self.proc, first + done).pte == Pte::None {
+                    let entry = machine.entry(self.proc, first + done);
                     entry.pte = pte;
-                    if pte != Pte::Poison {
-                        entry.away = false;
-                    }
-                    if wake {
-                        machine.wake(self.proc, page, 1);
-                    }
-                    Outcome { done: span.len(), stop: None }
-                } else {
-                    Outcome { done: 0, stop: Some(Stop::Present) }
+                    entry.away &= pte == Pte::Poison;
+                    done += 1;
                 }
+                if wake {
+                    machine.wake(self.proc, first, done);
+                }
+                let stop = match done {
+                    _ if done == pages => None,
+                    0 => Some(Stop::Present),
+                    _ => Some(Stop::Busy),
+                };
+                Outcome { done: u64::from(done) * page_size() as u64, stop }
             }
         };
-        machine.note(|| format!("{what} at {} of {}: {:?}", page_at(span.start()), self.proc, outcome.stop));
+        machine.note(|| format!("{what} at {}+{pages} of {}: {outcome:?}", page_at(span.start()), self.proc));
         outcome
     }
 

@@ -184,8 +184,11 @@ impl Machine {
     }
 
     fn begin_exit(&mut self, proc: usize) {
-        let alive = self.procs.iter().filter(|proc| proc.alive).count();
-        if alive > 1 && self.rng.chance(1, 4) {
+        let others = self
+            .threads
+            .iter()
+            .any(|thread| thread.proc != proc && !thread.agent && thread.state != State::Dead);
+        if others && self.rng.chance(1, 4) {
             self.exit(proc);
         }
     }

@@ -188,8 +188,17 @@ impl World {
 
     /// Runs to the end.
     pub fn run(&mut self) {
-        while !self.is_wrong() && self.machine.lock().events < self.options.events {
+        let (mut events, mut since) = (0, 0);
+        while !self.is_wrong() && events < self.options.events {
             self.step();
+            since += 1;
+            let now = self.machine.lock().events;
+            if now != events {
+                (events, since) = (now, 0);
+            } else if since > PATIENCE {
+                let report = self.who_is_stuck();
+                self.fail(|| format!("nothing happens any more: {report}"));
+            }
         }
         self.ending = true;
         self.store.behave();
