@@ -158,6 +158,8 @@ struct Hands {
     work: FaultWork,
     batch: Batch,
     follower: Follower,
+    /// The address space served last.
+    last: Option<u64>,
 }
 
 /// Epoll data of the bell. A space's messages are twice its number, its exit one more.
@@ -165,6 +167,9 @@ const BELL: u64 = u64::MAX;
 
 /// How soon a fault the kernel was too busy for is tried again.
 const RETRY: Duration = Duration::from_micros(200);
+
+/// How long a handler looks for the next message before it sleeps, while several serve.
+const SPIN: Duration = Duration::from_micros(50);
 
 /// How long a handler waits for a gate before it turns to other address spaces.
 const PATIENCE: Duration = Duration::from_micros(100);
@@ -350,12 +355,14 @@ impl Shared {
             work: FaultWork::new(self.around),
             batch: Batch::default(),
             follower: Follower::new(number),
+            last: None,
         };
         let mut events = Vec::with_capacity(16);
         // Address spaces to come back to soon: a fault is parked there, or the gate was held.
         let mut soon: Vec<u64> = Vec::new();
         while !self.stop.load(Ordering::Acquire) {
             events.clear();
+            self.spin(&mut hands, &mut soon);
             self.placement.ready(&mut hands.follower);
             let patience =
                 (!soon.is_empty()).then(|| Timespec { tv_sec: 0, tv_nsec: i64::from(RETRY.subsec_nanos()) });
@@ -377,8 +384,22 @@ impl Shared {
                 match event.data.u64() {
                     BELL => self.answer_bell(&mut hands, &mut soon),
                     exit if exit % 2 == 1 => self.forget(SpaceId(exit / 2)),
-                    messages => self.pump(messages / 2, &mut hands, &mut soon),
+                    messages => {
+                        self.pump(messages / 2, &mut hands, &mut soon);
+                    }
                 }
+            }
+        }
+    }
+
+    /// While several threads fault at once: looks for messages without sleeping, for a moment after the last. In the idle class
+    /// that takes nothing from anybody, and a fault on this CPU finds a handler that needs no waking.
+    fn spin(self: &Arc<Self>, hands: &mut Hands, soon: &mut Vec<u64>) {
+        let mut until = Instant::now() + SPIN;
+        while self.placement.is_shared() && !self.stop.load(Ordering::Acquire) && Instant::now() < until {
+            let Some(id) = hands.last else { return };
+            if self.pump(id, hands, soon) {
+                until = Instant::now() + SPIN;
             }
         }
     }
@@ -394,10 +415,12 @@ impl Shared {
         }
     }
 
-    /// Reads one address space's messages and serves its faults.
-    fn pump(self: &Arc<Self>, id: u64, hands: &mut Hands, soon: &mut Vec<u64>) {
-        let Hands { work, batch, follower } = hands;
-        let Some(space) = self.spaces.read().get(&id).cloned() else { return };
+    /// Reads one address space's messages and serves its faults. Whether there were any.
+    fn pump(self: &Arc<Self>, id: u64, hands: &mut Hands, soon: &mut Vec<u64>) -> bool {
+        let Hands { work, batch, follower, last } = hands;
+        *last = None;
+        let Some(space) = self.spaces.read().get(&id).cloned() else { return false };
+        let mut served = false;
         loop {
             match space.take_messages(batch, PATIENCE) {
                 Ok(Some(children)) => {
@@ -407,16 +430,17 @@ impl Shared {
                 }
                 Ok(None) => {
                     soon.push(id);
-                    return;
+                    return served;
                 }
                 Err(_) => {
                     self.forget(SpaceId(id));
-                    return;
+                    return served;
                 }
             }
             if batch.faults.is_empty() {
                 space.unpark(batch);
             }
+            served |= !batch.faults.is_empty();
             follower.note(&self.placement, &batch.faults);
             let sentinel = space.sentinel();
             let read_at = Instant::now();
@@ -436,6 +460,8 @@ impl Shared {
         if space.has_parked() && !soon.contains(&id) {
             soon.push(id);
         }
+        *last = Some(id);
+        served
     }
 
     /// Takes a forked child into care.

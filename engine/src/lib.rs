@@ -14,6 +14,7 @@ pub mod memory;
 pub mod pacer;
 mod pending;
 mod placement;
+mod retire;
 mod ring;
 pub mod shares;
 pub mod slots;

@@ -223,7 +223,7 @@ impl Server {
         self.set_budget(Budget::default());
         let mut failed = None;
         for entry in self.inner.entries() {
-            match entry.ask(|answer| Task::Restore { answer }) {
+            match entry.ask(|answer| Task::Retire { answer }) {
                 Ok(Ok(_)) => entry.link.disconnect(),
                 Ok(Err(ServerError::Memory(MemoryError::Gone))) | Err(_) => {}
                 Ok(Err(error)) => failed = Some(error),
@@ -232,7 +232,7 @@ impl Server {
         let engine = self.inner.engine();
         for (id, space) in engine.spaces() {
             if failed.is_none() {
-                match engine.bring_back_all(&space) {
+                match space.retire() {
                     Ok(_) | Err(MemoryError::Gone) => engine.forget(id),
                     Err(error) => failed = Some(error.into()),
                 }

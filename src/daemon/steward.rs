@@ -33,6 +33,11 @@ pub(super) enum Task {
         /// Who asked.
         answer: Sender<Result<u64, ServerError>>,
     },
+    /// Bring everything back and never move anything again.
+    Retire {
+        /// Who asked.
+        answer: Sender<Result<u64, ServerError>>,
+    },
     /// Look at the budget again.
     Look,
     /// Stop.
@@ -148,6 +153,11 @@ impl Work {
                 Ok(Task::Restore { answer }) => {
                     let _ = answer.send(self.restore());
                 }
+                Ok(Task::Retire { answer }) => {
+                    self.retired = true;
+                    let back = self.client.space.retire().map(|pages| pages * page_bytes());
+                    let _ = answer.send(back.map_err(ServerError::from));
+                }
                 Err(TryRecvError::Empty) => {
                     self.grant_wishes();
                     let Some(limited) = self.server.upgrade().map(|server| server.budget.lock().is_limited())
@@ -210,14 +220,10 @@ impl Work {
             Wanted::Retire(why) => {
                 tracing::info!(pid = self.client.pid, ?why, "a program retires");
                 self.retired = true;
-                if let Err(error) = self.restore() {
+                if let Err(error) = self.client.space.retire() {
+                    // Not granted: going on would lose what is still out.
                     tracing::error!(pid = self.client.pid, %error, "a program that retires could not be brought back");
                     return;
-                }
-                for part in self.client.space.parts() {
-                    if let Some(span) = part.span() {
-                        let _ = self.client.space.let_go(span);
-                    }
                 }
             }
         }

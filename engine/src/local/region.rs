@@ -237,6 +237,8 @@ impl PagedRegion {
 impl Drop for PagedRegion {
     fn drop(&mut self) {
         self.keeper = None;
+        // Else unmapping it would wait for somebody to read of it, and whoever still holds the space doesn't.
+        let _ = self.space.memory().unregister(self.mapping.span());
         self.engine.forget(self.id);
     }
 }

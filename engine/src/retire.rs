@@ -1,0 +1,40 @@
+//! Letting an address space go in good order: everything back, nothing registered.
+
+use crate::memory::MemoryError;
+use crate::space::Space;
+use std::sync::Arc;
+use std::time::Duration;
+use userswap_uffd::{Span, page_bytes};
+
+/// How often a region with pages still on their way is tried again, a millisecond apart.
+const TRIES: u32 = 1000;
+
+impl Space {
+    /// Brings everything back and leaves every range, the sentinel too, to the kernel. Afterwards the program needs nobody to
+    /// read its userfaultfd: it can fork, unmap and touch as it likes. Returns the pages that came back.
+    ///
+    /// # Errors
+    /// When the address space is gone, or something could not be brought back; that stays in care then.
+    pub fn retire(self: &Arc<Self>) -> Result<u64, MemoryError> {
+        let out = self.usage().out;
+        for part in self.parts() {
+            let Some(span) = part.span() else { continue };
+            let mut tries = 0;
+            loop {
+                match self.let_go(span) {
+                    Ok(()) => break,
+                    Err(MemoryError::Refused { .. }) if tries < TRIES => {
+                        tries += 1;
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        if let Ok(sentinel) = Span::new(self.sentinel(), page_bytes()) {
+            // A child that never had it registered needs nothing done.
+            let _ = self.memory().unregister(sentinel);
+        }
+        Ok(out)
+    }
+}
