@@ -200,11 +200,17 @@ impl Directory {
         self.overdue.extend(left.into_iter().map(|span| Overdue { span, part: None }));
         let mut gone = Vec::new();
         for part in self.take(span) {
+            let mut shard = part.region.lock();
             match part.span() {
-                Some(span) if part.region.lock().is_registered() => {
+                Some(span) if shard.is_registered() => {
+                    shard.displace(part.piece.first, part.piece.pages);
+                    drop(shard);
                     self.overdue.push(Overdue { span, part: Some(part) });
                 }
-                _ => gone.push(part),
+                _ => {
+                    drop(shard);
+                    gone.push(part);
+                }
             }
         }
         gone

@@ -683,6 +683,13 @@ impl Shard {
         self.mapped.sort_unstable_by_key(|piece| piece.first);
     }
 
+    /// Something else stands where the range was mapped, and where it is now isn't known yet: [`remap`](Self::remap) or
+    /// [`unmap`](Self::unmap) follows. Until then nothing of it can be installed or moved out.
+    pub fn displace(&mut self, first: PageIndex, pages: u32) {
+        self.counts.hit(Transition::Displaced);
+        self.cut(first, pages);
+    }
+
     /// Takes a range out of the mapped pieces.
     fn cut(&mut self, first: PageIndex, pages: u32) {
         let (start, end) = (first.0, first.0 + pages);

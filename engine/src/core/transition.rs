@@ -78,6 +78,8 @@ transitions! {
     UnmappedOut => "unmapped-out",
     /// A range with pages of ours moved to another address.
     Remapped => "remapped",
+    /// Something landed on a range with pages of ours before the event that says what became of them.
+    Displaced => "displaced",
     /// A stored page became shared with a forked child.
     ForkShared => "fork-shared",
     /// A child inherited a page that stands in its parent's slot.
