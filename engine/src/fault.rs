@@ -203,7 +203,7 @@ impl FaultWork {
             Decision::Zero => Next::Zero,
             Decision::Load => Next::Load,
             Decision::Poison => {
-                self.poison(space);
+                self.poison(space, region, fault.addr & !(page_size() as u64 - 1));
                 Next::Done
             }
         }
@@ -385,7 +385,11 @@ impl FaultWork {
             }
             Install::Vanished => Next::Again,
             Install::Lost => {
-                self.poison(space);
+                match now {
+                    Some((now, _)) => self.poison(space, &region, now),
+                    // It moved, and where to isn't known yet: its toucher will be told there.
+                    None => self.wake(space),
+                }
                 Next::Done
             }
         }
@@ -411,13 +415,27 @@ impl FaultWork {
         space.park(self.fault);
     }
 
-    fn poison(&self, space: &Space) {
-        let Some(span) = page_span(self.fault.addr) else { return };
-        space.note_poison(self.fault);
+    /// Makes touching the page, mapped at `addr` now, a SIGBUS.
+    fn poison(&self, space: &Space, region: &Region, addr: u64) {
+        let Some(span) = page_span(addr) else { return };
+        space.note_poison(Fault { addr, ..self.fault });
         match space.memory().poison(span).stop {
             None | Some(Stop::Gone) => {}
             Some(Stop::Busy | Stop::NoMemory) => self.busy(space),
-            Some(_) => self.wake(space),
+            Some(stop) => {
+                // Poisoned already, or a page came another way: a child has its own of what moved while it was made.
+                let mut present = Vec::new();
+                if stop == Stop::Present
+                    && space.memory().resident(span, &mut present).is_ok()
+                    && present == [true]
+                {
+                    let mut lost = Lost::default();
+                    region.lock().found(self.page, &mut lost);
+                    space.release(&mut lost);
+                }
+                space.memory().wake(span);
+                self.wake(space);
+            }
         }
     }
 

@@ -515,6 +515,17 @@ impl Shard {
         }
     }
 
+    /// A page is there that was taken for poisoned: what is there wins.
+    pub fn found(&mut self, page: PageIndex, lost: &mut Lost) {
+        let state = self.pages.state(page);
+        if let PageState::Poisoned(_) = state {
+            self.counts.hit(Transition::FoundPresent);
+            lost.state(state, self.pages.flags(page));
+            self.set(page, PageState::Resident);
+            self.pages.set_flags(page, Flags::NONE);
+        }
+    }
+
     // ---- moving out ----
 
     /// Marks the first run of at most `most` pages in `from..to` that may move out and are `resident`, for the slot's
