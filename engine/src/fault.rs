@@ -12,7 +12,7 @@
 //! record of its outcome; [`FaultWork::run`] goes through them on a thread, the simulator goes through those of many
 //! threads in any order it likes. All buffers are made once: serving a fault from a store in memory allocates nothing.
 
-use crate::core::{Decision, Flight, Install, Lost, PageIndex, Segment, Transition};
+use crate::core::{Decision, Flight, Install, Lost, PageIndex, Segment, Transition, Zeroed};
 use crate::directory::{Directory, Region, bytes_of};
 use crate::memory::Fault;
 use crate::slots::{Phase, Slot};
@@ -214,16 +214,17 @@ impl FaultWork {
     pub fn zero(&mut self, space: &Space) -> Next {
         let Some(span) = page_span(self.fault.addr) else { return Next::Done };
         let outcome = space.memory().zero_asleep(span);
-        let in_place = match outcome.stop {
-            None | Some(Stop::Present) => Some(true),
-            Some(Stop::Unmapped) => None,
-            Some(_) => Some(false),
+        let zeroed = match outcome.stop {
+            None => Zeroed::Installed,
+            Some(Stop::Present) => Zeroed::Present,
+            Some(Stop::Unmapped) => Zeroed::Unmapped,
+            Some(_) => Zeroed::Refused,
         };
-        if in_place == Some(true) {
+        if matches!(zeroed, Zeroed::Installed | Zeroed::Present) {
             space.saw_still();
         }
         if let Some(region) = &self.region {
-            region.lock().zeroed(self.page, in_place);
+            region.lock().zeroed(self.page, zeroed);
         }
         match outcome.stop {
             None => self.asleep = Some((span.start(), span.end())),

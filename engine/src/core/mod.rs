@@ -11,5 +11,5 @@ mod transition;
 
 pub use index::{Generation, PageIndex, RegionId, SlotId, SlotPage};
 pub use page::{Flags, PageState, PageTable};
-pub use shard::{Decision, Ended, Flight, Install, Kept, Lost, Piece, Segment, Shard, Vanished};
+pub use shard::{Decision, Ended, Flight, Install, Kept, Lost, Piece, Segment, Shard, Vanished, Zeroed};
 pub use transition::{Counts, Transition};

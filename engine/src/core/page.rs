@@ -55,7 +55,8 @@ impl Flags {
     pub const NONE: Self = Self(0);
     /// A forked relative may name the same stored object: ask the share table before freeing it.
     pub const SHARED: Self = Self(1);
-    /// Removed by its owner while a move order covered it: whatever arrives in the slot is dead.
+    /// Removed by its owner while a move order covered it: whatever arrives in the slot is dead. Or, of a page being zeroed:
+    /// removed before.
     pub const DOOMED: Self = Self(2);
 
     /// Whether all of `other` is set.

@@ -72,6 +72,19 @@ pub struct Ended {
     pub stranded: Option<(u64, u64)>,
 }
 
+/// What became of a zero page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Zeroed {
+    /// It is in place.
+    Installed,
+    /// Some page was there.
+    Present,
+    /// The kernel refused for the moment.
+    Refused,
+    /// Nothing that is watched is mapped there.
+    Unmapped,
+}
+
 /// Claims that ended: bytes nobody will ask for again.
 #[derive(Default, Debug)]
 pub struct Lost {
@@ -351,6 +364,8 @@ impl Shard {
                     PageState::Zero => Transition::TouchRemoved,
                     _ => Transition::TouchResident,
                 });
+                let removed = state == PageState::Zero;
+                self.pages.set_flags(page, if removed { Flags::DOOMED } else { Flags::NONE });
                 self.set(page, PageState::Zeroing);
                 Decision::Zero
             }
@@ -500,19 +515,19 @@ impl Shard {
         Ended { demanded, stranded }
     }
 
-    /// Ends what [`Decision::Zero`] began: a page is in place, or the kernel refused for now (`Some(false)`), or nothing
-    /// of ours is mapped there (`None`).
-    pub fn zeroed(&mut self, page: PageIndex, in_place: Option<bool>) {
-        if self.pages.state(page) == PageState::Zeroing {
-            self.set(
-                page,
-                match in_place {
-                    Some(true) => PageState::Resident,
-                    Some(false) => PageState::Zero,
-                    None => PageState::Absent,
-                },
-            );
+    /// Ends what [`Decision::Zero`] began.
+    pub fn zeroed(&mut self, page: PageIndex, zeroed: Zeroed) {
+        if self.pages.state(page) != PageState::Zeroing {
+            return;
         }
+        let removed = self.pages.flags(page).has(Flags::DOOMED);
+        self.pages.set_flags(page, Flags::NONE);
+        self.set(page, match (zeroed, removed) {
+            (Zeroed::Installed, _) | (Zeroed::Present, false) => PageState::Resident,
+            // What is there may be what its owner is about to remove: moved out now, it would come back.
+            (Zeroed::Present | Zeroed::Refused, true) => PageState::Zero,
+            (Zeroed::Refused, false) | (Zeroed::Unmapped, _) => PageState::Absent,
+        });
     }
 
     /// A page is there that was taken for poisoned: what is there wins.
