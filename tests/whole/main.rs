@@ -4,4 +4,5 @@
 
 mod child;
 mod client;
+mod examples;
 mod region;
