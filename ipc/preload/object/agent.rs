@@ -5,12 +5,12 @@
 //! with zeros.
 
 use crate::control::{Buffers, Control, Request};
+use crate::orders;
 use crate::setup::{self, Enlisted};
 use crate::socket::{Received, Socket};
 use crate::state::STATE;
 use crate::sys::{self, Fd, PollFd};
 use crate::wire::{self, Message};
-use crate::{leader, orders};
 
 /// How long a process must have lived to be worth it. Most processes a shell or a compiler makes never get there, and cost the
 /// daemon nothing.
@@ -32,14 +32,13 @@ pub(crate) extern "C" fn run(block: usize) -> ! {
 fn live(control: &'static Control, mut buffers: Buffers, block: usize) {
     sys::name_thread(c"userswap");
     let Ok(bell) = sys::bell() else { return };
-    let mut leader = sys::watch_leader(sys::getpid()).ok();
-    if settle(control, &bell, leader.as_ref()) == Settled::NotNeeded {
+    if settle(control, &bell) == Settled::NotNeeded {
         return;
     }
     match setup::enlist(&mut buffers, block) {
         Ok(enlisted) => {
             sys::drop_capabilities();
-            serve(control, &bell, &mut leader, enlisted, &mut buffers);
+            serve(control, &bell, enlisted, &mut buffers);
         }
         // Nothing was ever moved: whoever asks for something to be left alone has it.
         Err(setup::Unmanaged) => finish(control),
@@ -53,30 +52,21 @@ enum Settled {
 }
 
 /// Waits until the process has lived a while. Meanwhile everything asked for is so already.
-fn settle(control: &Control, bell: &Fd, leader: Option<&Fd>) -> Settled {
+fn settle(control: &Control, bell: &Fd) -> Settled {
     loop {
-        let mut fds = [PollFd::readable(Some(bell)), PollFd::readable(leader)];
-        match sys::poll(&mut fds, Some(SETTLE)) {
+        match sys::poll(&mut [PollFd::readable(Some(bell))], Some(SETTLE)) {
             Ok(0) => return Settled::Connect,
             Ok(_) => {}
             Err(_) => return Settled::NotNeeded,
         }
-        let [bell_rang, leader_ended] = fds;
-        if leader_ended.came != 0 {
-            // Whoever is left serves itself: such processes are about to end.
-            finish(control);
-            return Settled::NotNeeded;
-        }
-        if bell_rang.came != 0 {
-            answer_bell(bell);
-            match control.taken() {
-                Some(Request::Retire(_)) => {
-                    retired(control);
-                    return Settled::NotNeeded;
-                }
-                Some(Request::Exclude(..)) => control.answer(true),
-                None => {}
+        answer_bell(bell);
+        match control.taken() {
+            Some(Request::Retire(_)) => {
+                retired(control);
+                return Settled::NotNeeded;
             }
+            Some(Request::Exclude(..)) => control.answer(true),
+            None => {}
         }
     }
 }
@@ -118,13 +108,7 @@ enum Next {
     Leave,
 }
 
-fn serve(
-    control: &'static Control,
-    bell: &Fd,
-    leader: &mut Option<Fd>,
-    enlisted: Enlisted,
-    buffers: &mut Buffers,
-) {
+fn serve(control: &'static Control, bell: &Fd, enlisted: Enlisted, buffers: &mut Buffers) {
     let Enlisted { socket, uffd, areas } = enlisted;
     let pagemap = sys::open(c"/proc/thread-self/pagemap", 0).ok();
     let mut agent = Agent {
@@ -140,24 +124,17 @@ fn serve(
     let mut next = agent.ask(buffers.send);
     while let Next::Go = next {
         let socket = agent.socket.as_ref().map(Socket::fd);
-        let mut fds =
-            [PollFd::readable(socket), PollFd::readable(Some(bell)), PollFd::readable(leader.as_ref())];
+        let mut fds = [PollFd::readable(socket), PollFd::readable(Some(bell))];
         if sys::poll(&mut fds, None).is_err() {
             continue;
         }
-        let [message, rung, ended] = fds;
+        let [message, rung] = fds;
         if message.came != 0 {
             next = agent.receive(buffers);
         }
         if rung.came != 0 && matches!(next, Next::Go) {
             answer_bell(bell);
             next = agent.ask(buffers.send);
-        }
-        if ended.came != 0 {
-            if leader::was_the_last_but_one() {
-                next = Next::Leave;
-            }
-            *leader = None;
         }
     }
 }

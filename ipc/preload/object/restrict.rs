@@ -9,6 +9,7 @@ use crate::memory::{madvise, mremap};
 use crate::next::{answer, set_errno};
 use crate::state::STATE;
 use crate::sys::{self, Errno, call, nr};
+use crate::tasks;
 
 const SECCOMP: u32 = 0;
 const SETNS: u32 = 1;
@@ -107,6 +108,16 @@ fn alone(retired: bool, number: usize, first: usize, second: usize) -> c_int {
     answer(result) as c_int
 }
 
+/// Ends the thread. If it is the program's last one, the process: the agent alone would keep it alive.
+fn exit(status: c_long) -> ! {
+    let has_agent = STATE.control().is_some_and(|control| control.agent().is_some());
+    let number = if has_agent && tasks::are_two() { nr::EXIT_GROUP } else { nr::EXIT };
+    loop {
+        // SAFETY: ends the caller, as it wants.
+        let _ = unsafe { call(number, [status as usize, 0, 0, 0, 0, 0]) };
+    }
+}
+
 /// syscall(2): the same for those who make the calls by number. All others are made here as the C library makes them, without a
 /// frame on the stack.
 ///
@@ -127,6 +138,8 @@ pub unsafe extern "C" fn syscall() -> c_long {
         "cmp rdi, {madvise}",
         "je {by_number}",
         "cmp rdi, {mremap}",
+        "je {by_number}",
+        "cmp rdi, {exit}",
         "je {by_number}",
         "mov rax, rdi",
         "mov rdi, rsi",
@@ -153,6 +166,7 @@ pub unsafe extern "C" fn syscall() -> c_long {
         unshare = const nr::UNSHARE,
         madvise = const nr::MADVISE,
         mremap = const nr::MREMAP,
+        exit = const nr::EXIT,
         by_number = sym by_number,
         set_errno = sym set_errno,
     )
@@ -184,6 +198,7 @@ unsafe extern "C" fn by_number(
                 let (old_len, new_len) = (second as usize, third as usize);
                 mremap(pointer(first), old_len, new_len, fourth as c_int, pointer(fifth)).addr() as c_long
             }
+            nr::EXIT => exit(first),
             _ => answer(Err(Errno::NOSYS)) as c_long,
         }
     }

@@ -46,6 +46,7 @@ pub(crate) mod nr {
     pub(crate) const GETTID: usize = 186;
     pub(crate) const FUTEX: usize = 202;
     pub(crate) const GETDENTS64: usize = 217;
+    pub(crate) const EXIT_GROUP: usize = 231;
     pub(crate) const TGKILL: usize = 234;
     pub(crate) const OPENAT: usize = 257;
     pub(crate) const FACCESSAT: usize = 269;
@@ -57,7 +58,6 @@ pub(crate) mod nr {
     pub(crate) const GETRANDOM: usize = 318;
     pub(crate) const EXECVEAT: usize = 322;
     pub(crate) const USERFAULTFD: usize = 323;
-    pub(crate) const PIDFD_OPEN: usize = 434;
     pub(crate) const CLOSE_RANGE: usize = 436;
 }
 
@@ -354,12 +354,6 @@ pub(crate) fn poll(fds: &mut [PollFd], nanoseconds: Option<u64>) -> Result<usize
     let time = time.as_ref().map_or(0, |time| ptr::from_ref(time).expose_provenance());
     // SAFETY: the kernel writes into the slice, and reads the time.
     unsafe { call(nr::PPOLL, [fds.as_mut_ptr().expose_provenance(), fds.len(), time, 0, 0, 0]) }
-}
-
-/// Becomes readable when the thread that the process is named after has ended, whatever the others do.
-pub(crate) fn watch_leader(pid: u32) -> Result<Fd, Errno> {
-    const PIDFD_THREAD: usize = 0o200;
-    Fd::own(by_value!(nr::PIDFD_OPEN, pid as usize, PIDFD_THREAD))
 }
 
 /// A new userfaultfd of this process, from an open `/dev/userfaultfd` or, without one, by the system call.

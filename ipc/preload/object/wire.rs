@@ -114,7 +114,10 @@ impl<'a> Writer<'a> {
 
     /// An array of `count` pointers to objects of `size` bytes that are to follow.
     fn pointers(&mut self, count: usize, size: usize) {
-        self.pair(8 + 8 * count as u32, count as u32);
+        match u32::try_from(count) {
+            Ok(count) => self.pair(8_u32.saturating_mul(count).saturating_add(8), count),
+            Err(_) => self.fits = false,
+        }
         for index in 0..count {
             self.word((8 * (count - index) + size * index) as u64);
         }
@@ -344,8 +347,8 @@ impl<'a> Reader<'a> {
     }
 
     fn pair(self, at: usize) -> Option<(u32, u32)> {
-        let word = self.word(at)?;
-        Some((word as u32, (word >> 32) as u32))
+        let [a, b, c, d, e, f, g, h] = self.word(at)?.to_le_bytes();
+        Some((u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h])))
     }
 
     /// The size of the struct there, which must be of version 0.

@@ -14,8 +14,8 @@
 //! | `LD_PRELOAD` | the file's path, absolute |
 //! | `USERSWAP_SOCKET` | `[FILTERS:]ADDRESS`: where the daemon listens, a SOCK_SEQPACKET socket; `@NAME` is an abstract address, which a program keeps reaching after chroot(2), anything else a path |
 //!
-//! `FILTERS` is how many seccomp filters the starter itself runs under (`Seccomp_filters` in `/proc/self/status`), 0 if not given. A
-//! program that finds more was restricted by somebody in between, who doesn't know of the agent, and stays out.
+//! `FILTERS` is how many seccomp filters the starter itself runs under, 0 if not given; [`socket_value`] looks. A program that finds
+//! more was restricted by somebody in between, who doesn't know of the agent, and stays out.
 //!
 //! Without `USERSWAP_SOCKET` the object does nothing.
 //!
@@ -37,6 +37,7 @@
 //! - mremap that the kernel refuses because a part of the range is registered: the range is brought back, and it is tried again.
 //! - prctl(PR_SET_SECCOMP), seccomp, setns, unshare of what needs a process of one thread (a user namespace): everything is
 //!   brought back and the agent ends, before the call is made. The same through syscall(2).
+//! - syscall(SYS_exit) of the program's last thread ends the process, which the agent would keep alive.
 //!
 //! Whatever fails leaves the program to itself: it runs unmanaged, and the daemon has nobody connected.
 //!
@@ -44,6 +45,7 @@
 //!
 //! - Programs that must have one thread. The agent is one more, which a program sees in `/proc/self/task`, in its limit of
 //!   processes, and where the kernel demands a single thread of calls that aren't in the list above.
+//! - A program whose only thread ends by exit(2), made neither through the C library nor as exit_group(2), leaves its agent behind.
 //! - Static programs don't load it. Set-user-ID programs don't either: the loader ignores the variable there, and they run as always.
 //! - Of a program of another architecture (32-bit) the loader says that the object can't be preloaded, and goes on.
 //! - What a C library does inside itself is not seen: realloc's mremap (it falls back to copying), the guard pages of thread
@@ -62,6 +64,16 @@ pub const SHARED_OBJECT: Option<&[u8]> =
 /// The shared object's bytes, an ELF file; `None` where it can't be built: on anything but Linux on x86-64.
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64", target_pointer_width = "64")))]
 pub const SHARED_OBJECT: Option<&[u8]> = None;
+
+/// The value of [`SOCKET_VARIABLE`] for programs started by this process: the address, behind the number of seccomp filters
+/// that this process runs under and its programs therefore may.
+#[must_use]
+pub fn socket_value(address: &str) -> String {
+    // Without /proc it can't be told; programs can't tell either, then.
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let filters = status.lines().find_map(|line| line.strip_prefix("Seccomp_filters:"));
+    format!("{}:{address}", filters.map_or("0", str::trim))
+}
 
 /// The variable that names the daemon's socket.
 pub const SOCKET_VARIABLE: &str = "USERSWAP_SOCKET";

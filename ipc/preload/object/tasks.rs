@@ -1,16 +1,16 @@
-//! A process whose main thread has ended.
+//! Which threads a process has.
 
 use crate::sys;
 
-/// Whether nobody is left but the thread the process is named after, which has ended, and this one. Then this one keeps a process
-/// alive that would be over. (A program's threads that end later end the process: the C library counts them, and not this one.)
-pub(crate) fn was_the_last_but_one() -> bool {
+/// Whether this thread and the agent are all there is. `false` where that can't be told.
+pub(crate) fn are_two() -> bool {
     const DIRECTORY: usize = 0o200_000;
     let Ok(tasks) = sys::open(c"/proc/self/task", DIRECTORY) else { return false };
     let mut entries = [0_u8; 512];
     let Ok(len) = sys::directory_entries(&tasks, &mut entries) else { return false };
     let entries = entries.get(..len).unwrap_or_default();
-    count(entries) <= 4
+    // The directory itself and the one above it are among them.
+    count(entries) == 4
 }
 
 /// Entries of a directory, `.` and `..` among them. Each has its length behind two words.
