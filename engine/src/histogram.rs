@@ -20,7 +20,7 @@ const STEPS_BITS: u32 = STEPS.trailing_zeros();
 const TOP_BIT: u32 = 36;
 
 /// Eight bytes each.
-const BUCKETS: usize = ((TOP_BIT - STEPS_BITS + 1) as usize) * STEPS as usize;
+const BUCKETS: usize = ((TOP_BIT - STEPS_BITS + 1) << STEPS_BITS) as usize;
 
 impl Default for Histogram {
     fn default() -> Self {
@@ -127,7 +127,10 @@ mod tests {
             for ns in [1u64 << bit, (1 << bit) + 1, (1 << bit) + (1 << bit) / 3, (2 << bit) - 1] {
                 let last = last_of(bucket_of(ns));
                 assert!(last >= ns && last - ns <= ns / STEPS, "{ns} counted up to {last}");
-                assert!(bucket_of(last) == bucket_of(ns) && bucket_of(last + 1) != bucket_of(ns) || bit + 1 == TOP_BIT);
+                assert!(
+                    bucket_of(last) == bucket_of(ns) && bucket_of(last + 1) != bucket_of(ns)
+                        || bit + 1 == TOP_BIT
+                );
             }
         }
         assert_eq!(bucket_of(u64::MAX), BUCKETS - 1);
