@@ -3,10 +3,23 @@
 mod admission;
 mod builder;
 mod claims;
+#[cfg(feature = "control")]
+pub mod control;
+pub mod footprint;
 mod reach;
+#[cfg(feature = "control")]
+pub mod report;
 mod server;
+#[cfg(feature = "control")]
+mod service;
 mod steward;
 mod survey;
+mod throttle;
+mod warden;
 
 pub use builder::ServerBuilder;
 pub use server::{ClientStatus, Server, ServerError, Total};
+#[cfg(feature = "control")]
+pub use service::{Options, Service};
+pub use throttle::Throttle;
+pub use warden::{Record, Warden};

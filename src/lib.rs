@@ -20,6 +20,8 @@
 #![deny(unsafe_code)]
 
 pub mod daemon;
+#[cfg(feature = "run")]
+pub mod run;
 
 pub use daemon::{ClientStatus, Server, ServerBuilder, ServerError};
 pub use userswap_engine::{Engine, PagedRegion};

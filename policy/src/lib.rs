@@ -4,5 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod budget;
+mod limit;
 
 pub use budget::{Budget, Demand};
+pub use limit::{Footprint, Limiter, Limits, Order, Sample, Verdict};

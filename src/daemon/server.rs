@@ -6,6 +6,7 @@ use super::claims::Claims;
 use super::reach::ClientReach;
 use super::steward::{Steward, Task};
 use super::survey::Survey;
+use crossbeam::channel::{Receiver, Sender};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io;
@@ -15,7 +16,9 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use userswap_engine::core::Counts;
-use userswap_engine::{Engine, EvictError, MemoryError, MovedOut, Observer, Space, SpaceId, Watched};
+use userswap_engine::{
+    Engine, EvictError, Histogram, MemoryError, MovedOut, Observer, Space, SpaceId, Watched,
+};
 use userswap_ipc::{Child, ClientLink, Connection, Listener, Peer, Received, Wait};
 use userswap_policy::Budget;
 use userswap_store::Store;
@@ -102,6 +105,8 @@ pub struct Total {
     pub store_errors: u64,
     /// Pages lost for it.
     pub poisoned_pages: u64,
+    /// How long faults were in a handler's hands.
+    pub service: Histogram,
 }
 
 /// Serves clients until it is dropped.
@@ -183,6 +188,11 @@ impl Server {
         self.inner.engine()
     }
 
+    /// The processes of all clients that have said who they are.
+    pub fn pids(&self) -> Vec<u32> {
+        self.inner.entries().iter().map(|entry| entry.pid).collect()
+    }
+
     /// Every client now.
     pub fn clients(&self) -> Vec<ClientStatus> {
         self.inner.statuses()
@@ -195,6 +205,18 @@ impl Server {
     pub fn evict(&self, pid: u32, bytes: Option<u64>) -> Result<MovedOut, ServerError> {
         let entry = self.inner.client(pid)?;
         entry.ask(|answer| Task::Evict { bytes, answer })?
+    }
+
+    /// As [`evict`](Self::evict), without waiting: what came of it can be had from the channel.
+    ///
+    /// # Errors
+    /// [`ServerError::NoClient`].
+    pub(crate) fn begin_evict(
+        &self,
+        pid: u32,
+        bytes: Option<u64>,
+    ) -> Result<Receiver<Result<MovedOut, ServerError>>, ServerError> {
+        self.inner.client(pid)?.begin(|answer| Task::Evict { bytes, answer })
     }
 
     /// Brings all of a client's memory back. Returns the bytes.
@@ -248,6 +270,7 @@ impl Server {
             counts: Counts::default(),
             store_errors: past.store_errors,
             poisoned_pages: past.poisoned_pages,
+            service: past.service.clone(),
         };
         total.counts.add(&past.counts);
         drop(past);
@@ -287,6 +310,7 @@ impl Total {
         let (store_errors, poisoned) = space.troubles();
         self.store_errors += store_errors;
         self.poisoned_pages += poisoned;
+        self.service.add(space.service());
     }
 }
 
@@ -453,14 +477,16 @@ impl Inner {
 
 impl ClientEntry {
     /// Has the client's steward do something and waits for what came of it.
-    fn ask<T>(&self, task: impl FnOnce(crossbeam::channel::Sender<T>) -> Task) -> Result<T, ServerError> {
+    fn ask<T>(&self, task: impl FnOnce(Sender<T>) -> Task) -> Result<T, ServerError> {
+        self.begin(task)?.recv().map_err(|_| ServerError::NoClient { pid: self.pid })
+    }
+
+    /// Has the client's steward do something; what comes of it can be had from the channel.
+    fn begin<T>(&self, task: impl FnOnce(Sender<T>) -> Task) -> Result<Receiver<T>, ServerError> {
         let gone = || ServerError::NoClient { pid: self.pid };
         let (answer, answered) = crossbeam::channel::bounded(1);
         let tasks = self.steward.lock().as_ref().map(Steward::tasks).ok_or_else(gone)?;
-        if !tasks.send(task(answer)) {
-            return Err(gone());
-        }
-        answered.recv().map_err(|_| gone())
+        if tasks.send(task(answer)) { Ok(answered) } else { Err(gone()) }
     }
 
     /// Has the steward look at the budget again.
@@ -517,7 +543,7 @@ impl Observer for Watcher {
 }
 
 /// An error with its reasons.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(reason) = source {

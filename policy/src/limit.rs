@@ -1,0 +1,330 @@
+//! Holding processes together under a limit on what they have in memory, from samples of it.
+
+use std::time::Duration;
+
+/// What is to be held to, in bytes. 0 or `None` is no limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Limits {
+    /// For the memory of all processes together.
+    pub resident: Option<u64>,
+    /// For that and what the store holds, together.
+    pub total: Option<u64>,
+    /// For the memory of each process.
+    pub client: Option<u64>,
+}
+
+/// One process as it was found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Footprint {
+    /// Names it.
+    pub pid: u32,
+    /// What it has in memory, in bytes.
+    pub resident: u64,
+    /// It is still at what it was last ordered to move out.
+    pub busy: bool,
+}
+
+/// Everything as it was found at one moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sample<'a> {
+    /// When, since any fixed moment.
+    pub at: Duration,
+    /// The processes that can be told to move memory out.
+    pub clients: &'a [Footprint],
+    /// What others have that counts too but can't be moved, in bytes.
+    pub fixed: u64,
+    /// What the store holds, in bytes.
+    pub store: u64,
+    /// Bytes moved out since any fixed moment: what came in is told from this.
+    pub moved_out: u64,
+}
+
+/// One process is to move out so much.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Order {
+    /// The process.
+    pub pid: u32,
+    /// Bytes, more than 0.
+    pub bytes: u64,
+}
+
+/// What follows from a sample.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Verdict {
+    /// Who moves out what, now.
+    pub orders: Vec<Order>,
+    /// When to look again.
+    pub next: Duration,
+    /// Bytes over the limit now, 0 at or under it.
+    pub over: u64,
+}
+
+/// Decides from one sample after the other. It aims below the limit by what came in lately while it looked away, so that memory
+/// that grows is met before the limit and not after.
+#[derive(Clone, Debug, Default)]
+pub struct Limiter {
+    limits: Limits,
+    last: Option<Last>,
+    /// Bytes a second that come in: at once what it was found to be, and slowly forgotten.
+    inflow: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    at: Duration,
+    resident: u64,
+    moved_out: u64,
+}
+
+/// Looked at no oftener.
+const SOONEST: Duration = Duration::from_millis(5);
+
+/// Looked at no more rarely.
+const LATEST: Duration = Duration::from_millis(100);
+
+/// Looked at so rarely where there is no limit, for the record only.
+const IDLE: Duration = Duration::from_millis(250);
+
+/// How far ahead the inflow is met: the time between two looks and that of moving out.
+const AHEAD: Duration = Duration::from_millis(40);
+
+/// An order smaller than this isn't worth the round trip.
+const LEAST_ORDER: u64 = 256 << 10;
+
+impl Limiter {
+    /// One that holds to `limits`.
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, ..Self::default() }
+    }
+
+    /// What it holds to.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Holds to something else from now on.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+    }
+
+    /// Bytes a second that came in lately.
+    pub fn inflow(&self) -> u64 {
+        self.inflow
+    }
+
+    /// What to do about a sample.
+    pub fn judge(&mut self, sample: &Sample<'_>) -> Verdict {
+        let movable: u64 = sample.clients.iter().map(|client| client.resident).sum();
+        let resident = movable + sample.fixed;
+        self.note(sample, resident);
+        let Some(shared) = self.allowed(sample.store) else {
+            return Verdict { orders: self.own_limits(sample), next: self.pause(None), over: 0 };
+        };
+        let margin = self.margin(shared);
+        let mut orders = self.own_limits(sample);
+        // Half the margin is slack: what is over its middle is taken down to its end, in one order worth the trip.
+        if resident > shared.saturating_sub(margin / 2) {
+            let excess = resident - shared.saturating_sub(margin).min(resident);
+            share_out(sample.clients, movable, excess, &mut orders);
+        }
+        Verdict {
+            orders,
+            next: self.pause(Some(shared.saturating_sub(resident))),
+            over: resident.saturating_sub(shared),
+        }
+    }
+
+    /// What all may have in memory while the store holds so much.
+    fn allowed(&self, store: u64) -> Option<u64> {
+        let total = limit(self.limits.total).map(|most| most.saturating_sub(store));
+        match (limit(self.limits.resident), total) {
+            (Some(resident), Some(total)) => Some(resident.min(total)),
+            (one, other) => one.or(other),
+        }
+    }
+
+    /// How far below a limit to aim: what comes in while nobody looks, between a 32nd and a third of the limit.
+    fn margin(&self, most: u64) -> u64 {
+        per(self.inflow, AHEAD).clamp(most / 32, most / 3)
+    }
+
+    fn note(&mut self, sample: &Sample<'_>, resident: u64) {
+        if let Some(last) = self.last
+            && let Some(passed) = sample.at.checked_sub(last.at).filter(|passed| !passed.is_zero())
+        {
+            let gained = (resident + (sample.moved_out - last.moved_out.min(sample.moved_out)))
+                .saturating_sub(last.resident);
+            let now = u128::from(gained) * 1_000_000_000 / passed.as_nanos();
+            // Forgotten by an eighth every so often, faster after a long pause.
+            let kept = self.inflow - self.inflow / 8;
+            self.inflow = u64::try_from(now).unwrap_or(u64::MAX).max(kept);
+        }
+        self.last = Some(Last { at: sample.at, resident, moved_out: sample.moved_out });
+    }
+
+    /// What the limit for each makes of it.
+    fn own_limits(&self, sample: &Sample<'_>) -> Vec<Order> {
+        let Some(most) = limit(self.limits.client) else { return Vec::new() };
+        let margin = self.margin(most);
+        sample
+            .clients
+            .iter()
+            .filter(|client| !client.busy && client.resident > most - margin / 2)
+            .map(|client| Order { pid: client.pid, bytes: client.resident - (most - margin) })
+            .filter(|order| order.bytes >= LEAST_ORDER)
+            .collect()
+    }
+
+    /// When to look again, with so many bytes to go to the limit: half the time they last.
+    fn pause(&self, to_go: Option<u64>) -> Duration {
+        let Some(to_go) = to_go else {
+            return if limit(self.limits.client).is_some() { LATEST / 4 } else { IDLE };
+        };
+        let lasts = u128::from(to_go) * 1_000_000_000 / u128::from(self.inflow.max(1)) / 2;
+        Duration::from_nanos(u64::try_from(lasts).unwrap_or(u64::MAX)).clamp(SOONEST, LATEST)
+    }
+}
+
+/// Shares `excess` out by size. Who is busy keeps its share for the next time.
+fn share_out(clients: &[Footprint], movable: u64, excess: u64, orders: &mut Vec<Order>) {
+    for client in clients.iter().filter(|client| !client.busy) {
+        let share = (u128::from(excess) * u128::from(client.resident)).div_ceil(u128::from(movable.max(1)));
+        let bytes = u64::try_from(share).unwrap_or(u64::MAX).min(client.resident);
+        if bytes < LEAST_ORDER.min(excess) || bytes == 0 {
+            continue;
+        }
+        match orders.iter_mut().find(|order| order.pid == client.pid) {
+            Some(order) => order.bytes = order.bytes.max(bytes),
+            None => orders.push(Order { pid: client.pid, bytes }),
+        }
+    }
+}
+
+/// What comes in over a time, at so many bytes a second.
+fn per(rate: u64, time: Duration) -> u64 {
+    u64::try_from(u128::from(rate) * time.as_nanos() / 1_000_000_000).unwrap_or(u64::MAX)
+}
+
+fn limit(value: Option<u64>) -> Option<u64> {
+    value.filter(|bytes| *bytes > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn client(pid: u32, resident: u64) -> Footprint {
+        Footprint { pid, resident, busy: false }
+    }
+
+    fn sample(at: u64, clients: &[Footprint], moved_out: u64) -> Sample<'_> {
+        Sample { at: Duration::from_millis(at), clients, fixed: 0, store: 0, moved_out }
+    }
+
+    fn resident(bytes: u64) -> Limits {
+        Limits { resident: Some(bytes), ..Limits::default() }
+    }
+
+    #[test]
+    fn without_a_limit_it_only_looks_and_rarely() {
+        for limits in [Limits::default(), Limits { resident: Some(0), total: Some(0), client: Some(0) }] {
+            let verdict = Limiter::new(limits).judge(&sample(0, &[client(1, 900 * MIB)], 0));
+            assert_eq!(verdict, Verdict { orders: vec![], next: IDLE, over: 0 });
+        }
+    }
+
+    #[test]
+    fn what_is_over_goes_and_a_little_more() {
+        let mut limiter = Limiter::new(resident(64 * MIB));
+        let verdict = limiter.judge(&sample(0, &[client(1, 100 * MIB)], 0));
+        assert_eq!(verdict.orders, [Order { pid: 1, bytes: 38 * MIB }]);
+        assert_eq!((verdict.over, verdict.next), (36 * MIB, SOONEST));
+        assert_eq!(limiter.judge(&sample(100, &[client(1, 62 * MIB)], 38 * MIB)).orders, []);
+    }
+
+    #[test]
+    fn each_gives_its_share_and_who_is_busy_waits() {
+        let mut limiter = Limiter::new(resident(66 * MIB));
+        let clients = [client(1, 66 * MIB), Footprint { busy: true, ..client(2, 33 * MIB) }];
+        let margin = 66 * MIB / 32;
+        let verdict = limiter.judge(&sample(0, &clients, 0));
+        assert_eq!(verdict.orders, [Order { pid: 1, bytes: ((33 * MIB + margin) * 2).div_ceil(3) }]);
+    }
+
+    #[test]
+    fn growth_is_met_before_the_limit() {
+        let mut limiter = Limiter::new(resident(64 * MIB));
+        assert_eq!(limiter.judge(&sample(0, &[client(1, 20 * MIB)], 0)).orders, []);
+        // 20 MiB in 50 ms: 16 MiB more within 40 ms.
+        let verdict = limiter.judge(&sample(50, &[client(1, 40 * MIB)], 0));
+        assert_eq!((verdict.orders, verdict.over), (vec![], 0));
+        assert!(verdict.next <= Duration::from_millis(40), "{:?}", verdict.next);
+        let verdict = limiter.judge(&sample(90, &[client(1, 58 * MIB)], 0));
+        assert_eq!(verdict.over, 0);
+        assert!(verdict.orders[0].bytes > 10 * MIB, "{verdict:?}");
+    }
+
+    #[test]
+    fn what_came_in_while_as_much_went_out_is_seen() {
+        let mut limiter = Limiter::new(resident(64 * MIB));
+        limiter.judge(&sample(0, &[client(1, 62 * MIB)], 0));
+        limiter.judge(&sample(100, &[client(1, 62 * MIB)], 20 * MIB));
+        assert_eq!(limiter.inflow(), 200 * MIB);
+        let mut at = 100;
+        while limiter.inflow() > MIB {
+            at += 10;
+            limiter.judge(&sample(at, &[client(1, 62 * MIB)], 20 * MIB));
+            assert!(at < 1000, "still thought to grow by {}", limiter.inflow());
+        }
+    }
+
+    #[test]
+    fn what_the_store_holds_counts_against_the_total() {
+        let mut limiter = Limiter::new(Limits { total: Some(80 * MIB), ..resident(64 * MIB) });
+        let clients = [client(1, 60 * MIB)];
+        assert_eq!(limiter.judge(&Sample { store: 10 * MIB, ..sample(0, &clients, 0) }).orders, []);
+        let verdict = limiter.judge(&Sample { store: 40 * MIB, ..sample(100, &clients, 0) });
+        assert_eq!(verdict.over, 20 * MIB);
+        let verdict = limiter.judge(&Sample { store: 200 * MIB, ..sample(200, &clients, 0) });
+        assert_eq!(verdict.orders, [Order { pid: 1, bytes: 60 * MIB }]);
+    }
+
+    #[test]
+    fn what_cant_be_moved_counts_too() {
+        let mut limiter = Limiter::new(resident(64 * MIB));
+        let clients = [client(1, 40 * MIB)];
+        let verdict = limiter.judge(&Sample { fixed: 40 * MIB, ..sample(0, &clients, 0) });
+        assert_eq!(verdict.orders, [Order { pid: 1, bytes: 18 * MIB }]);
+    }
+
+    #[test]
+    fn the_limit_for_each_holds_beside_the_one_for_all() {
+        let limits = Limits { client: Some(32 * MIB), ..resident(100 * MIB) };
+        let mut limiter = Limiter::new(limits);
+        let verdict = limiter.judge(&sample(0, &[client(1, 40 * MIB), client(2, 8 * MIB)], 0));
+        assert_eq!(verdict.orders, [Order { pid: 1, bytes: 9 * MIB }]);
+    }
+
+    #[test]
+    fn a_program_that_churns_settles_under_the_limit() {
+        // 100 MiB a second come in; moving out takes its time and is done when the next sample is taken.
+        let mut limiter = Limiter::new(resident(64 * MIB));
+        let (mut now, mut moved_out, mut at) = (20 * MIB, 0, 0u64);
+        let mut over = 0;
+        for _ in 0..1000 {
+            let verdict = limiter.judge(&sample(at, &[client(1, now)], moved_out));
+            over += u64::from(verdict.over > 0);
+            let passed = u64::try_from(verdict.next.as_millis()).unwrap();
+            at += passed;
+            now += passed * 100 * MIB / 1000;
+            for order in verdict.orders {
+                now -= order.bytes;
+                moved_out += order.bytes;
+            }
+        }
+        assert_eq!(over, 0);
+        assert!(now > 40 * MIB, "{now} left of 64 MiB");
+    }
+}

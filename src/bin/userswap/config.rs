@@ -1,0 +1,107 @@
+//! A daemon's settings: its arguments, and what a file says where there are none.
+
+use crate::args::{Contract, Daemon, Logs};
+use crate::bytes::Bytes;
+use crate::failure::{Failure, Status};
+use crate::logs::{Format, Level};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// A configuration file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct File {
+    listen: Option<PathBuf>,
+    control: Option<PathBuf>,
+    store: Option<String>,
+    limit: Option<Bytes>,
+    client_limit: Option<Bytes>,
+    #[serde(default)]
+    allow: Vec<u32>,
+    contract: Option<Contract>,
+    log: Option<Format>,
+    log_level: Option<Level>,
+}
+
+/// What a daemon is started with.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) listen: PathBuf,
+    pub(crate) control: Option<PathBuf>,
+    pub(crate) store: String,
+    pub(crate) limit: u64,
+    pub(crate) client_limit: u64,
+    pub(crate) allow: Vec<u32>,
+    pub(crate) contract: Contract,
+    pub(crate) log: Format,
+    pub(crate) log_level: Level,
+}
+
+/// Where pages go unless said otherwise.
+pub(crate) const STORE: &str = "ram:lz4";
+
+impl Settings {
+    /// What the arguments say, then the file, then what is usual.
+    pub(crate) fn of(args: &Daemon, logs: Logs) -> Result<Self, Failure> {
+        let file = match &args.config {
+            Some(path) => read(path)?,
+            None => File::default(),
+        };
+        let listen = args.listen.clone().or(file.listen).ok_or_else(|| {
+            Failure::new(
+                Status::Usage,
+                "say where to listen for programs: --listen PATH, or listen in the configuration",
+            )
+        })?;
+        let size = |arg: Option<Bytes>, file: Option<Bytes>| arg.or(file).map_or(0, |bytes| bytes.0);
+        Ok(Self {
+            listen,
+            control: args.control.clone().or(file.control),
+            store: args.store.clone().or(file.store).unwrap_or_else(|| STORE.to_owned()),
+            limit: size(args.limit, file.limit),
+            client_limit: size(args.client_limit, file.client_limit),
+            allow: if args.allow.is_empty() { file.allow } else { args.allow.clone() },
+            contract: args.contract.or(file.contract).unwrap_or(Contract::Extended),
+            log: logs.log.or(file.log).unwrap_or(Format::Text),
+            log_level: logs.log_level.or(file.log_level).unwrap_or(Level::Info),
+        })
+    }
+}
+
+fn read(path: &Path) -> Result<File, Failure> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| Failure::of(&format!("reading {}", path.display()), &error))?;
+    toml::from_str(&text).map_err(|error| {
+        let line = error.span().map(|span| text[..span.start].lines().count().max(1));
+        let line = line.map(|line| format!(" line {line}")).unwrap_or_default();
+        Failure::new(Status::Usage, format!("{}{line}: {}", path.display(), error.message()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<File, String> {
+        toml::from_str(text).map_err(|error: toml::de::Error| error.message().to_owned())
+    }
+
+    #[test]
+    fn every_key_is_taken() {
+        let file = parse(
+            "listen='/a'\ncontrol='/b'\nstore='ram:lz4'\nlimit='2G'\nclient-limit=4096\nallow=[1,2]\n\
+             contract='strict'\nlog='json'\nlog-level='debug'",
+        )
+        .unwrap();
+        assert_eq!((file.limit, file.client_limit), (Some(Bytes(2 << 30)), Some(Bytes(4096))));
+        assert_eq!((file.allow, file.contract), (vec![1, 2], Some(Contract::Strict)));
+        assert_eq!((file.log, file.log_level), (Some(Format::Json), Some(Level::Debug)));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        assert!(parse("limt='2G'").unwrap_err().contains("limt"));
+        assert!(parse("limit='2X'").unwrap_err().contains("2X"));
+        assert!(parse("limit=-1").unwrap_err().contains("negative"));
+    }
+}

@@ -1,0 +1,34 @@
+//! The program `userswap`: arguments and printing over the library.
+#![forbid(unsafe_code)]
+
+mod args;
+mod bytes;
+mod config;
+mod ctl;
+mod daemon;
+mod doctor;
+mod failure;
+mod logs;
+mod manual;
+mod run;
+
+use args::{Args, Command};
+use clap::Parser;
+use failure::Failure;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return failure::usage(&error),
+    };
+    let done = match args.command {
+        Command::Run(run) => run::run(&run, args.logs),
+        Command::Daemon(daemon) => daemon::daemon(&daemon, args.logs),
+        Command::Ctl(ctl) => ctl::ctl(&ctl),
+        Command::Doctor(doctor) => doctor::doctor(&doctor),
+        Command::Man { directory } => manual::man(&directory),
+        Command::Completions { shell } => manual::completions(shell),
+    };
+    done.unwrap_or_else(|failure: Failure| failure.report())
+}

@@ -1,0 +1,166 @@
+//! A server, a warden over its clients and a control socket: what a program that is a daemon consists of.
+
+use super::control::{ClientReport, Control, ControlError, Status};
+use super::footprint::proportional_bytes;
+use super::report::{StoreStatus, Totals};
+use super::server::{Server, ServerError};
+use super::throttle::Throttle;
+use super::warden::Warden;
+use parking_lot::Mutex;
+use rustix::event::{EventfdFlags, eventfd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use userswap_engine::MovedOut;
+use userswap_policy::Limits;
+
+/// What a service has beside its server.
+#[derive(Debug, Default)]
+pub struct Options<'a> {
+    /// What the clients are held to.
+    pub limits: Limits,
+    /// Where to listen for orders.
+    pub control: Option<&'a Path>,
+    /// A brake for what grows faster than it can be moved out.
+    pub throttle: Option<Throttle>,
+}
+
+/// A running daemon. Dropped without [`drain`](Self::drain), it leaves clients waiting, as a dropped [`Server`] does.
+pub struct Service {
+    desk: Arc<Desk>,
+    control: Option<Control>,
+}
+
+/// Where orders are carried out.
+pub(super) struct Desk {
+    server: Arc<Server>,
+    warden: Mutex<Option<Warden>>,
+    /// Held while draining: once is enough.
+    drained: Mutex<bool>,
+    ended: OwnedFd,
+}
+
+impl Service {
+    /// Starts to hold a server's clients to the limits and to listen for orders.
+    ///
+    /// # Errors
+    /// When the control socket can't be had, or threads or descriptors can't.
+    pub fn start(server: Server, options: Options<'_>) -> Result<Self, ControlError> {
+        let failed = |doing| move |source| ControlError::Start { doing, source };
+        let ended = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|error| failed("making an eventfd")(error.into()))?;
+        let server = Arc::new(server);
+        let warden = Warden::start(Arc::clone(&server), options.limits, options.throttle)
+            .map_err(failed("starting the warden"))?;
+        let desk =
+            Arc::new(Desk { server, warden: Mutex::new(Some(warden)), drained: Mutex::new(false), ended });
+        let control = match options.control {
+            Some(path) => Some(Control::listen(path, Arc::clone(&desk))?),
+            None => None,
+        };
+        Ok(Self { desk, control })
+    }
+
+    /// Its server.
+    pub fn server(&self) -> &Server {
+        &self.desk.server
+    }
+
+    /// Counts a process against the limits also while it is no client, as it isn't when it has just been started.
+    pub fn count(&self, pid: u32) {
+        if let Some(warden) = &*self.desk.warden.lock() {
+            warden.count(pid);
+        }
+    }
+
+    /// The sums so far.
+    pub fn totals(&self) -> Totals {
+        self.desk.totals()
+    }
+
+    /// Brings everything back and lets every client go. Nobody is taken on any more.
+    ///
+    /// # Errors
+    /// As [`Server::drain`]; it is served on then, and may be drained again.
+    pub fn drain(&self) -> Result<(), ServerError> {
+        self.desk.drain()
+    }
+
+    /// Readable once it was drained, by whatever way.
+    pub fn ended(&self) -> BorrowedFd<'_> {
+        self.desk.ended.as_fd()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // Both hold on to the desk, which holds the server.
+        drop(self.control.take());
+        drop(self.desk.warden.lock().take());
+    }
+}
+
+impl Desk {
+    pub(super) fn status(&self) -> Status {
+        let limits = self.with_warden(Warden::limits);
+        Status {
+            worker_pid: std::process::id(),
+            limit_bytes: limits.resident.unwrap_or(0),
+            clients: self.clients(),
+            store: StoreStatus::of(&self.server),
+            totals: self.totals(),
+        }
+    }
+
+    pub(super) fn clients(&self) -> Vec<ClientReport> {
+        let report = |client: super::ClientStatus| ClientReport {
+            pid: client.pid,
+            resident_bytes: proportional_bytes(client.pid).unwrap_or(0),
+            moved_out_bytes: client.out_bytes,
+            standby_bytes: client.standby_bytes,
+        };
+        self.server.clients().into_iter().map(report).collect()
+    }
+
+    pub(super) fn evict(&self, pid: u32, bytes: Option<u64>) -> Result<MovedOut, ServerError> {
+        self.server.evict(pid, bytes)
+    }
+
+    pub(super) fn restore(&self, pid: u32) -> Result<u64, ServerError> {
+        self.server.restore(pid)
+    }
+
+    pub(super) fn set_limit(&self, bytes: u64) {
+        if let Some(warden) = &*self.warden.lock() {
+            warden.set_limits(Limits { resident: Some(bytes), ..warden.limits() });
+        }
+    }
+
+    pub(super) fn drain(&self) -> Result<(), ServerError> {
+        let mut drained = self.drained.lock();
+        if *drained {
+            return Ok(());
+        }
+        let limits = self.with_warden(Warden::limits);
+        if let Some(warden) = &*self.warden.lock() {
+            warden.set_limits(Limits::default());
+        }
+        if let Err(error) = self.server.drain() {
+            if let Some(warden) = &*self.warden.lock() {
+                warden.set_limits(limits);
+            }
+            return Err(error);
+        }
+        *drained = true;
+        let _ = rustix::io::write(&self.ended, &1u64.to_ne_bytes());
+        Ok(())
+    }
+
+    fn totals(&self) -> Totals {
+        Totals::of(&self.server, &self.with_warden(Warden::record))
+    }
+
+    fn with_warden<T: Default>(&self, ask: impl Fn(&Warden) -> T) -> T {
+        self.warden.lock().as_ref().map(ask).unwrap_or_default()
+    }
+}

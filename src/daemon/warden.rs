@@ -1,0 +1,215 @@
+//! Holds clients together to a limit on what they have in memory, and keeps a record of what that was.
+//!
+//! One thread takes a sample every so often (see [`Limiter`]), and has the clients' stewards move out what the limiter says.
+
+use super::footprint::{anonymous_bytes, proportional_bytes};
+use super::server::{Server, ServerError};
+use super::throttle::Throttle;
+use crossbeam::channel::{Receiver, TryRecvError};
+use parking_lot::{Condvar, Mutex};
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use userswap_engine::MovedOut;
+use userswap_engine::core::Transition;
+use userswap_policy::{Footprint, Limiter, Limits, Sample};
+use userswap_store::Stats;
+use userswap_uffd::page_bytes;
+
+/// Holds the clients of a server to limits until it is dropped.
+pub struct Warden {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the warden has seen so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Record {
+    /// The most that all clients had in memory in a sample, by their shares (`Pss_Anon`), in bytes.
+    pub peak_bytes: u64,
+    /// The store when it held most.
+    pub fullest: Stats,
+    /// Samples of the last kind taken at the full interval, and of these, those over the limit.
+    pub samples: u64,
+    /// Samples over the limit.
+    pub samples_over: u64,
+    /// The most that was over the limit, in bytes.
+    pub worst_over_bytes: u64,
+}
+
+struct Shared {
+    server: Arc<Server>,
+    /// A process that counts beside the clients, if it is none; 0 for nobody.
+    beside: AtomicU32,
+    throttle: Option<Throttle>,
+    limiter: Mutex<Limiter>,
+    record: Mutex<Record>,
+    stop: Mutex<bool>,
+    poke: Condvar,
+}
+
+/// How often what is kept for the record is measured exactly, and the share of samples over the limit counted.
+const EXACT: Duration = Duration::from_millis(100);
+
+impl Warden {
+    /// Starts to hold `server`'s clients to `limits`.
+    ///
+    /// # Errors
+    /// When no thread can be had.
+    pub fn start(server: Arc<Server>, limits: Limits, throttle: Option<Throttle>) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            server,
+            beside: AtomicU32::new(0),
+            throttle,
+            limiter: Mutex::new(Limiter::new(limits)),
+            record: Mutex::new(Record::default()),
+            stop: Mutex::new(false),
+            poke: Condvar::new(),
+        });
+        let holding = Arc::clone(&shared);
+        let thread =
+            std::thread::Builder::new().name("userswap-warden".into()).spawn(move || holding.run())?;
+        Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// What is held to.
+    pub fn limits(&self) -> Limits {
+        self.shared.limiter.lock().limits()
+    }
+
+    /// Holds to other limits from now on.
+    pub fn set_limits(&self, limits: Limits) {
+        self.shared.limiter.lock().set_limits(limits);
+        let _stopping = self.shared.stop.lock();
+        self.shared.poke.notify_all();
+    }
+
+    /// Counts a process against the limits also while it is no client. It can't be moved then.
+    pub fn count(&self, pid: u32) {
+        self.shared.beside.store(pid, Ordering::Relaxed);
+    }
+
+    /// What was seen so far.
+    pub fn record(&self) -> Record {
+        *self.shared.record.lock()
+    }
+}
+
+impl Drop for Warden {
+    fn drop(&mut self) {
+        *self.shared.stop.lock() = true;
+        self.shared.poke.notify_all();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Orders that are out, by process.
+type Orders = HashMap<u32, Receiver<Result<MovedOut, ServerError>>>;
+
+impl Shared {
+    fn run(&self) {
+        let started = Instant::now();
+        let mut out = Orders::new();
+        let mut exact_at = None;
+        let mut clients = Vec::new();
+        loop {
+            collect(&mut out);
+            let exactly = exact_at.is_none_or(|at: Instant| at.elapsed() >= EXACT);
+            if exactly {
+                exact_at = Some(Instant::now());
+            }
+            let fixed = self.look(&out, exactly, &mut clients);
+            let store = self.server.engine().store().stats();
+            let sample = Sample {
+                at: started.elapsed(),
+                clients: &clients,
+                fixed,
+                store: store.memory_bytes,
+                moved_out: self.moved_out(),
+            };
+            let (verdict, limits) = {
+                let mut limiter = self.limiter.lock();
+                (limiter.judge(&sample), limiter.limits())
+            };
+            if exactly {
+                let resident = fixed + clients.iter().map(|client| client.resident).sum::<u64>();
+                self.note(resident, verdict.over, store);
+            }
+            if let Some(throttle) = &self.throttle {
+                throttle.hold(limits.resident, verdict.over);
+            }
+            for order in verdict.orders {
+                if let Ok(answer) = self.server.begin_evict(order.pid, Some(order.bytes)) {
+                    out.insert(order.pid, answer);
+                }
+            }
+            let mut stop = self.stop.lock();
+            if !*stop {
+                self.poke.wait_for(&mut stop, verdict.next);
+            }
+            if *stop {
+                return;
+            }
+        }
+    }
+
+    /// Measures everybody. Returns what counts but can't be moved.
+    fn look(&self, out: &Orders, exactly: bool, clients: &mut Vec<Footprint>) -> u64 {
+        clients.clear();
+        let pids = self.server.pids();
+        // One process shares with nobody that counts: the cheap count is the exact one.
+        let measure = if exactly && pids.len() > 1 || self.is_close(&pids) {
+            proportional_bytes
+        } else {
+            anonymous_bytes
+        };
+        clients.extend(pids.iter().filter_map(|&pid| {
+            Some(Footprint { pid, resident: measure(pid).ok()?, busy: out.contains_key(&pid) })
+        }));
+        let beside = Some(self.beside.load(Ordering::Relaxed)).filter(|pid| *pid != 0 && !pids.contains(pid));
+        beside.and_then(|pid| measure(pid).ok()).unwrap_or(0)
+    }
+
+    /// Whether several processes seem to be near the limit, so that what they share has to be counted once.
+    fn is_close(&self, pids: &[u32]) -> bool {
+        let limits = self.limiter.lock().limits();
+        let Some(most) = limits.resident.into_iter().chain(limits.total).filter(|most| *most > 0).min()
+        else {
+            return false;
+        };
+        pids.len() > 1 && pids.iter().filter_map(|&pid| anonymous_bytes(pid).ok()).sum::<u64>() > most / 3 * 2
+    }
+
+    fn moved_out(&self) -> u64 {
+        let spaces = self.server.engine().spaces();
+        spaces.iter().map(|(_, space)| space.counts().get(Transition::Moved)).sum::<u64>() * page_bytes()
+    }
+
+    fn note(&self, resident: u64, over: u64, store: Stats) {
+        let mut record = self.record.lock();
+        record.peak_bytes = record.peak_bytes.max(resident);
+        record.samples += 1;
+        record.samples_over += u64::from(over > 0);
+        record.worst_over_bytes = record.worst_over_bytes.max(over);
+        if store.raw_bytes >= record.fullest.raw_bytes {
+            record.fullest = store;
+        }
+    }
+}
+
+/// Forgets the orders that were carried out.
+fn collect(out: &mut Orders) {
+    out.retain(|pid, answer| match answer.try_recv() {
+        Err(TryRecvError::Empty) => true,
+        Ok(Err(error)) => {
+            tracing::debug!(pid, %error, "holding a client to the limit");
+            false
+        }
+        Ok(Ok(_)) | Err(TryRecvError::Disconnected) => false,
+    });
+}
