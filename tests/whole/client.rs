@@ -15,7 +15,8 @@ fn moves_out_and_back(contract: Contract) {
         .listen(scratch.path("sock"))
         .start()
         .unwrap();
-    let mut client = child::start("client", &[scratch.path("sock").to_str().unwrap(), contract_name(contract)]);
+    let mut client =
+        child::start("client", &[scratch.path("sock").to_str().unwrap(), contract_name(contract)]);
     client.expect("ready");
     let pid = client.pid();
     for _ in 0..3 {

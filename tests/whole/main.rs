@@ -5,4 +5,6 @@
 mod child;
 mod client;
 mod examples;
+mod gate;
+mod program;
 mod region;
