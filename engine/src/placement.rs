@@ -24,8 +24,9 @@ use userswap_uffd::cpu;
 const CLOSE: Duration = Duration::from_millis(1);
 /// …once there are so many.
 const BURST: u32 = 8;
-/// How many faults pass between two looks at where their thread runs.
+/// How many faults pass between two looks at where their thread runs: at first, and when it has stayed there for long.
 const FOLLOW: u32 = 8;
+const SELDOM: u32 = 32;
 /// How often the watchdog looks.
 const TICK: Duration = Duration::from_millis(4);
 /// After so many looks without a fault everything goes to rest.
@@ -78,7 +79,10 @@ impl Placement {
     pub(crate) fn ready(&self, follower: &mut Follower) {
         let number = follower.number;
         if number == 0 {
-            self.lead.store(cpu::current_thread(), Ordering::Relaxed);
+            if !follower.introduced {
+                follower.introduced = true;
+                self.lead.store(cpu::current_thread(), Ordering::Relaxed);
+            }
         } else if self.may_idle && self.awake.load(Ordering::Acquire) <= number {
             let _ = set_class(None, Class::Normal);
             let mut watch = self.watch.lock();
@@ -190,9 +194,13 @@ impl Placement {
 /// What a handler remembers of the faults it serves.
 pub(crate) struct Follower {
     number: usize,
+    /// The lead has said which thread it is.
+    introduced: bool,
     last: Option<Instant>,
     burst: u32,
     since_look: u32,
+    /// Faults until the next look: more and more while the thread stays where it is.
+    until_look: u32,
     cpu: Option<usize>,
     parted: u64,
     thread: Option<u32>,
@@ -203,9 +211,11 @@ impl Follower {
     pub(crate) fn new(number: usize) -> Self {
         Self {
             number,
+            introduced: false,
             last: None,
             burst: 0,
-            since_look: FOLLOW,
+            since_look: 0,
+            until_look: FOLLOW,
             cpu: None,
             parted: 0,
             thread: None,
@@ -260,15 +270,16 @@ impl Follower {
 
     fn follow(&mut self, placement: &Placement, thread: u32) {
         self.since_look += 1;
-        if self.cpu.is_some() && self.since_look < FOLLOW {
+        if self.cpu.is_some() && self.since_look < self.until_look {
             return;
         }
         self.since_look = 0;
-        if let Ok(cpu) = cpu::last_cpu_of(thread, thread)
-            && self.cpu != Some(cpu)
-            && cpu::pin(None, &[cpu]).is_ok()
-        {
+        let Ok(cpu) = cpu::last_cpu_of(thread, thread) else { return };
+        if self.cpu == Some(cpu) {
+            self.until_look = (self.until_look * 2).min(SELDOM);
+        } else if cpu::pin(None, &[cpu]).is_ok() {
             self.cpu = Some(cpu);
+            self.until_look = FOLLOW;
             placement.lead_cpu.store(cpu, Ordering::Relaxed);
         }
     }
