@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use userswap::{Server, Store};
 use userswap_policy::Budget;
+use userswap_uffd::probe::{Answer, Capability};
 
 /// Starts a daemon here and the search engine in a process of its own, and shows how they do.
 pub(crate) fn run(options: &Options) -> Result<(), Box<dyn Error>> {
+    check_machine()?;
     let scratch = Scratch::new()?;
     let socket = scratch.0.join("sock");
     let store = userswap_stores::open(&options.store, userswap_uffd::page_size())?;
@@ -42,6 +44,22 @@ pub(crate) fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     println!("\n{answered} answers, all right; {moved} pages were moved out at full speed");
     let left = store.stats().pages;
     if left == 0 { Ok(()) } else { Err(format!("{left} pages were left in the store").into()) }
+}
+
+/// That this machine and this user can do what a daemon needs.
+fn check_machine() -> Result<(), String> {
+    let needed = [Capability::Events, Capability::ForkEvents, Capability::Pidfd, Capability::ReadMemory];
+    for (capability, answer) in userswap_uffd::probe().answers() {
+        if let Answer::No { why, remedy } = answer
+            && needed.contains(&capability)
+        {
+            return Err(format!(
+                "a daemon needs {}: {why}. As root it should work; else: {remedy}",
+                capability.name()
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Prints a line a second.
@@ -127,7 +145,7 @@ impl Search {
         search.loaded = search.loaded.trim_end().to_owned();
         if search.loaded.is_empty() {
             search.child.wait()?;
-            return Err("the search engine didn't start".into());
+            return Err("the search engine ended before it had loaded anything".into());
         }
         let answered = Arc::clone(&search.answered);
         search.listener = Some(std::thread::spawn(move || {
