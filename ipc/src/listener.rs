@@ -19,7 +19,8 @@ use crate::transport::{Connection, Deadline, Received, TransportError, Wait, new
 pub struct Listener {
     socket: OwnedFd,
     path: PathBuf,
-    file: FileId,
+    /// `None`: the address is no file.
+    file: Option<FileId>,
 }
 
 impl Listener {
@@ -51,12 +52,34 @@ impl Listener {
         .map_err(|e| failed("binding it")(e.into()))?;
         let file = FileId::of(path).map_err(failed("looking at its file"))?;
         // From here on dropping it removes the file.
-        let listener = Self { socket, path: path.to_path_buf(), file };
+        let listener = Self { socket, path: path.to_path_buf(), file: Some(file) };
         // The umask may have taken bits away.
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode & 0o777))
             .map_err(failed("setting its permissions"))?;
         rustix::net::listen(&listener.socket, 128).map_err(|e| failed("listening")(e.into()))?;
         Ok(listener)
+    }
+
+    /// Listens at an abstract address, which is in no directory: clients reach it from other root directories, too, but not from
+    /// other network namespaces. It has no permissions; whoever comes is to be looked at.
+    ///
+    /// # Errors
+    /// [`TransportError::InUse`], [`TransportError::Listen`].
+    pub fn bind_abstract(name: &str) -> Result<Self, TransportError> {
+        let path = PathBuf::from(format!("@{name}"));
+        let failed = |doing: &'static str| {
+            let path = path.clone();
+            move |e: Errno| TransportError::Listen { path, doing, source: e.into() }
+        };
+        let address = SocketAddrUnix::new_abstract_name(name.as_bytes())
+            .map_err(failed("the name makes no socket address"))?;
+        let socket = new_socket().map_err(failed("making a socket"))?;
+        match rustix::net::bind(&socket, &address) {
+            Err(Errno::ADDRINUSE) => return Err(TransportError::InUse { path }),
+            answer => answer.map_err(failed("binding it"))?,
+        }
+        rustix::net::listen(&socket, 128).map_err(failed("listening"))?;
+        Ok(Self { socket, path, file: None })
     }
 
     /// The next client.
@@ -79,7 +102,7 @@ impl Listener {
         }
     }
 
-    /// Where it listens.
+    /// Where it listens; an abstract address is its name behind an `@`.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -98,7 +121,7 @@ impl AsFd for Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if FileId::of(&self.path).is_ok_and(|file| file == self.file) {
+        if self.file.is_some() && FileId::of(&self.path).ok() == self.file {
             let _ = std::fs::remove_file(&self.path);
         }
     }

@@ -7,7 +7,7 @@ use std::io::{Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::io::FdFlags;
@@ -355,4 +355,16 @@ fn send_raw(connection: &Connection, bytes: &[u8], handles: &[BorrowedFd<'_>]) {
     assert!(control.push(SendAncillaryMessage::ScmRights(handles)));
     rustix::net::sendmsg(connection, &[std::io::IoSlice::new(bytes)], &mut control, SendFlags::empty())
         .unwrap();
+}
+
+#[test]
+fn an_abstract_address_is_had_by_one_and_given_up_with_it() {
+    let name = format!("userswap-abstract-{}", std::process::id());
+    let listener = Listener::bind_abstract(&name).unwrap();
+    assert_eq!(listener.path(), Path::new(&format!("@{name}")));
+    let again = Listener::bind_abstract(&name);
+    assert!(matches!(again, Err(TransportError::InUse { .. })), "{again:?}");
+    drop(listener);
+    assert!(Listener::bind_abstract(&name).is_ok());
+    assert!(matches!(Listener::bind_abstract(&"x".repeat(200)), Err(TransportError::Listen { .. })));
 }

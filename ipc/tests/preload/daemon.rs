@@ -7,10 +7,10 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use userswap_ipc::extension::{ExcludeTerm, RetireReason};
 use userswap_ipc::{
-    Abilities, Arrival, ClientLink, Connection, Contract, LinkError, Offer, Terms, Wanted, handshake, receive,
+    Abilities, Arrival, ClientLink, Connection, Contract, LinkError, Listener, Offer, Received, Terms, Wait,
+    Wanted, handshake, receive,
 };
 use userswap_uffd::{Process, Span};
 
@@ -22,7 +22,7 @@ pub(crate) struct Daemon {
 }
 
 struct Shared {
-    socket: OwnedFd,
+    listener: Listener,
     device: Option<OwnedFd>,
     clients: Mutex<HashMap<u32, Arc<Client>>>,
     came: Condvar,
@@ -79,14 +79,10 @@ impl Daemon {
     pub(crate) fn start() -> Self {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let name = format!("userswap-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let address = SocketAddrUnix::new_abstract_name(name.as_bytes()).unwrap();
-        let socket =
-            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .unwrap();
-        rustix::net::bind(&socket, &address).unwrap();
-        rustix::net::listen(&socket, 128).unwrap();
+        let listener = Listener::bind_abstract(&name).unwrap();
+        let address = listener.path().to_str().unwrap().to_owned();
         let shared = Arc::new(Shared {
-            socket,
+            listener,
             device: userswap_uffd::open_device().ok(),
             clients: Mutex::default(),
             came: Condvar::new(),
@@ -96,7 +92,7 @@ impl Daemon {
         });
         let listening = Arc::clone(&shared);
         std::thread::spawn(move || listening.listen());
-        Self { address: format!("@{name}"), shared }
+        Self { address, shared }
     }
 
     /// Moves out what can be moved of a client's range; how many pages that were. Waits until the client is there.
@@ -139,7 +135,7 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::Release);
-        let _ = rustix::net::shutdown(&self.shared.socket, rustix::net::Shutdown::Both);
+        self.shared.listener.shut_down();
         for client in self.shared.clients.lock().unwrap().values() {
             client.link.disconnect();
             client.space.end();
@@ -162,9 +158,9 @@ impl Shared {
     }
 
     fn listen(self: Arc<Self>) {
-        while let Ok(socket) = rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC) {
+        while let Ok(Received::Got(connection)) = self.listener.accept(Wait::Forever) {
             let shared = Arc::clone(&self);
-            std::thread::spawn(move || shared.attend(Connection::from_fd(socket)));
+            std::thread::spawn(move || shared.attend(connection));
         }
     }
 
