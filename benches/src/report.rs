@@ -147,6 +147,7 @@ const FIGURES: &[(&str, Figure)] = &[
     ("p99_ns", |sample| Some(sample.pass.p99_ns)),
     ("p999_ns", |sample| Some(sample.pass.p999_ns)),
     ("mean_ns", |sample| Some(sample.pass.mean_ns)),
+    ("block_ns", |sample| Some(sample.pass.block_ns)),
     ("throughput_pages_per_s", |sample| Some(sample.pass.throughput())),
     ("faults_per_page", |sample| Some(sample.pass.faults as f64 / sample.pass.touches.max(1) as f64)),
     ("move_out_ns_per_page", |sample| Some(sample.moved.ns / sample.moved.pages.max(1) as f64)),
@@ -161,6 +162,7 @@ const ZRAM: &[(&str, &str)] = &[
     ("p99_ns", "zram_p99_ns"),
     ("p999_ns", "zram_p999_ns"),
     ("mean_ns", "zram_mean_ns"),
+    ("block_ns", "zram_block_ns"),
     ("throughput_pages_per_s", "zram_throughput_pages_per_s"),
     ("move_out_ns_per_page", "zram_move_out_ns_per_page"),
     ("store_memory_bytes_per_page", "zram_memory_bytes_per_page"),
@@ -171,6 +173,7 @@ const RATIOS: &[(&str, &str)] = &[
     ("p50_ns", "ratio_p50"),
     ("p99_ns", "ratio_p99"),
     ("mean_ns", "ratio_mean"),
+    ("block_ns", "ratio_block"),
     ("move_out_ns_per_page", "ratio_move_out"),
     ("store_memory_bytes_per_page", "ratio_memory"),
 ];
@@ -213,7 +216,7 @@ mod tests {
             entrant: store.map(|store| Entrant { memory: Memory::Local, store: store.into() }),
             case: Case { pattern: Pattern::Random, threads, pinned: false },
             moved: MovedOut { pages: 10, ns: 1000.0, memory_bytes: Some(5000) },
-            pass: Pass::new(vec![ns; 100], 100, wall),
+            pass: Pass::new(&[vec![ns; 100]], 100, wall),
         }
     }
 

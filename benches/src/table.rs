@@ -4,7 +4,7 @@ use crate::pattern::Pattern;
 use crate::report::{Record, Report};
 use std::fmt::Write as _;
 
-/// The whole report, in lines of at most 150 characters.
+/// The whole report, in lines for a wide screen.
 pub(crate) fn render(report: &Report) -> String {
     let mut text = String::new();
     let machine = &report.machine;
@@ -49,9 +49,11 @@ fn touches(report: &Report, text: &mut String) {
         "zram mean",
         "× zram",
         "least–most",
+        "block ×",
         "faults/page",
         "pages/s",
         "scaling",
+        "zram's",
     ]);
     for record in &report.records {
         // With neighbours brought in, most touches of a sequential pass wait for nothing: only the mean says something.
@@ -69,16 +71,19 @@ fn touches(report: &Report, text: &mut String) {
             whole(record.figure("zram_mean_ns")),
             hundredths(record.figure(ratio)),
             spread(record.range(ratio)),
+            hundredths(record.figure("ratio_block")),
             hundredths(record.figure("faults_per_page")),
             whole(record.figure("throughput_pages_per_s")),
             hundredths(record.figure("scaling")),
+            hundredths(record.figure("zram_scaling")),
         ]);
     }
     table.render(text);
     let _ = writeln!(
         text,
-        "p50, p99, p99.9: of touches that faulted. mean: of all touches. × zram: by p50 for random touches, by the mean for sequential \
-         ones.\n"
+        "p50, p99, p99.9: of touches that faulted. mean: of all touches. × zram: by p50 for random touches, by the mean for sequential ones; \
+         block ×: by the middle block of 128 touches.\n\
+         scaling: pages a second by those of one thread.\n"
     );
 }
 

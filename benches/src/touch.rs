@@ -134,7 +134,8 @@ impl Arena {
         let last = threads.iter().map(|timed| timed.ended).max();
         let wall = first.zip(last).map_or(0.0, |(first, last)| (last - first).as_secs_f64() * 1e9);
         let faults = threads.iter().map(|timed| timed.faults).sum();
-        Ok(Pass::new(threads.into_iter().flat_map(|timed| timed.touches).collect(), faults, wall))
+        let touches: Vec<_> = threads.into_iter().map(|timed| timed.touches).collect();
+        Ok(Pass::new(&touches, faults, wall))
     }
 
     fn touch_all(&self, order: &[u32], start: &Barrier, on: Option<usize>) -> Result<Timed, Error> {

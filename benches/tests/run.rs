@@ -1,4 +1,5 @@
 //! The program as it is run.
+#![allow(clippy::unwrap_used, reason = "tests stop on errors")]
 
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
