@@ -82,7 +82,7 @@ pub(crate) struct Run {
     /// Touching threads.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 2])]
     threads: Vec<usize>,
-    /// How much of the image is used at most [default: 64M, 24M with --quick]
+    /// How much of the image is used at most [default: 64M, 16M with --quick]
     #[arg(long, value_parser = parse_size)]
     size: Option<u64>,
     /// Random touches a pass [default: half the pages]
@@ -162,7 +162,7 @@ impl Run {
             stores: distinct(&self.store),
             patterns: distinct(&self.pattern),
             threads: distinct(&self.threads),
-            size: self.size.unwrap_or(if self.quick { 24 << 20 } else { 64 << 20 }),
+            size: self.size.unwrap_or(if self.quick { 16 << 20 } else { 64 << 20 }),
             touches: self.touches,
             placements: if self.both_placements { vec![false, true] } else { vec![self.pin] },
             zram: !self.no_zram,
@@ -215,7 +215,7 @@ mod tests {
     fn what_is_left_open_is_decided() {
         let plan = |line: &str| Args::try_parse_from(line.split(' ')).unwrap().run.plan();
         let quick = plan("bench --quick").unwrap();
-        assert_eq!((quick.rounds, quick.size, quick.placements.as_slice()), (5, 24 << 20, &[false][..]));
+        assert_eq!((quick.rounds, quick.size, quick.placements.as_slice()), (5, 16 << 20, &[false][..]));
         let asked = plan("bench --threads 2,1,2 --store ram:lz4 --both-placements --size 1M").unwrap();
         assert_eq!((asked.threads.as_slice(), asked.stores.len()), (&[1, 2][..], 1));
         assert_eq!((asked.size, asked.placements.len()), (1 << 20, 2));
