@@ -4,7 +4,7 @@
 //! (after the lock is gone), sleeps until the event is read, and goes on in a later step still; until then the
 //! userfaultfd counts as changing. Only the removal of pages happens after its event.
 
-use super::machine::{After, Machine, SLOTS, State, Told, page_at};
+use super::machine::{After, Busy, Machine, SLOTS, State, Told, page_at};
 use super::page::{Entry, Pte};
 use userswap_engine::memory::Order;
 
@@ -22,7 +22,7 @@ impl Machine {
         }
         let told = self.procs[proc].pages[first as usize].registered;
         let after = if free { After::Free(first, pages) } else { After::Zap(first, pages) };
-        self.procs[proc].busy.push((thread, first, pages, false));
+        self.procs[proc].busy.push(Busy { thread, first, pages, free: false });
         self.change(thread, told.then_some(Told::Remove(first, pages)), after);
         if !told {
             // Nobody can register the range in between: that takes the lock this call holds.
@@ -35,9 +35,10 @@ impl Machine {
         self.event();
         let proc = self.threads[thread].proc;
         self.note(|| format!("thread {thread} of {proc}: munmap {first}+{pages}"));
+        let free = self.can_be_landed_on(proc, first, pages);
         let told = self.unmap(proc, first, pages);
         self.procs[proc].freed = first;
-        self.procs[proc].busy.push((thread, first, pages, false));
+        self.procs[proc].busy.push(Busy { thread, first, pages, free });
         self.change(thread, told.then_some(Told::Unmap(first, pages)), After::Nothing);
     }
 
@@ -65,6 +66,7 @@ impl Machine {
             let kept = if keep { " (DONTUNMAP)" } else { "" };
             format!("thread {thread} of {proc}: mremap {from}+{pages} to {to}{kept}")
         });
+        let free = self.can_be_landed_on(proc, from, pages);
         let landed_on = self.unmap(proc, to, pages);
         let told = self.procs[proc].pages[from as usize].registered;
         let vma = self.new_vma();
@@ -80,14 +82,21 @@ impl Machine {
         if !keep {
             self.procs[proc].freed = from;
         }
-        self.procs[proc].busy.push((thread, from, pages, false));
-        self.procs[proc].busy.push((thread, to, pages, true));
+        self.procs[proc].busy.push(Busy { thread, first: from, pages, free });
+        self.procs[proc].busy.push(Busy { thread, first: to, pages, free: false });
         let events = [
             landed_on.then_some(Told::Unmap(to, pages)),
             told.then_some(Told::Remap(from, to, pages)),
             (told && !keep).then_some(Told::Unmap(from, pages)),
         ];
         self.change(thread, events.into_iter().flatten(), After::Nothing);
+    }
+
+    /// Whether something may land where a range is leaving before that is told. A kernel lets it happen anywhere; what the engine
+    /// can't tell apart then is left out (see its directory): registered ranges of which not every page is out.
+    fn can_be_landed_on(&self, proc: usize, first: u32, pages: u32) -> bool {
+        let range = self.range(proc, first, pages).unwrap_or_default();
+        range.iter().all(|entry| entry.away && entry.registered) || range.iter().all(|entry| !entry.registered)
     }
 
     /// fork.
@@ -199,7 +208,7 @@ impl Machine {
             }
             After::Spawn(child) => {
                 self.procs[proc].forking = false;
-                if !self.procs[child].followed && self.setup.sentinel {
+                if !self.procs[child].followed {
                     self.fail(|| format!("process {child} runs and nobody was told of its fork"));
                 }
                 let threads = self.rng.between(1, 2);
@@ -208,7 +217,7 @@ impl Machine {
                 }
             }
         }
-        self.procs[proc].busy.retain(|(doer, ..)| *doer != thread);
+        self.procs[proc].busy.retain(|busy| busy.thread != thread);
         let doer = &mut self.threads[thread];
         doer.after = After::Nothing;
         doer.state = State::Idle;

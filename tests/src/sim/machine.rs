@@ -26,6 +26,8 @@ pub struct Setup {
     pub slot_area: u32,
     /// Children can be moved out, too.
     pub children_move: bool,
+    /// The kernel refuses and stops half-way now and then, as it may.
+    pub quirks: bool,
 }
 
 /// The whole machine.
@@ -78,8 +80,8 @@ pub struct Proc {
     pub events: VecDeque<usize>,
     /// Move orders for its agent.
     pub orders: VecDeque<Order>,
-    /// Pages a system call in progress is about, by thread; `true` if they are where something landed.
-    pub busy: Vec<(usize, u32, u32, bool)>,
+    /// Ranges that system calls in progress are about.
+    pub busy: Vec<Busy>,
     /// A fork is under way.
     pub forking: bool,
     /// Where something was unmapped last.
@@ -88,6 +90,19 @@ pub struct Proc {
     pub pins: Vec<u32>,
     /// Messages read and not yet taken over, where nothing keeps reading and applying together.
     pub read_ahead: Option<ReadAhead>,
+}
+
+/// A range that a system call in progress is about.
+#[derive(Clone, Copy, Debug)]
+pub struct Busy {
+    /// Whose call.
+    pub thread: usize,
+    /// The range's first page.
+    pub first: u32,
+    /// Its length.
+    pub pages: u32,
+    /// Something else may land there before the call is over.
+    pub free: bool,
 }
 
 /// What was read from a userfaultfd.
@@ -263,6 +278,11 @@ impl Machine {
         if self.wrong.is_none() {
             self.wrong = Some(what());
         }
+    }
+
+    /// Whether the kernel does now what it does `of` times in `in_all`.
+    pub fn quirk(&mut self, of: u32, in_all: u32) -> bool {
+        self.setup.quirks && self.rng.chance(of, in_all)
     }
 
     /// Counts a kernel event.

@@ -1,6 +1,6 @@
 //! The simulated machine behind the engine's seam.
 
-use super::machine::{Machine, ReadAhead, SLOTS, Told, page_at, span_of};
+use super::machine::{Machine, ReadAhead, SENTINEL, SLOTS, Told, page_at, span_of};
 use super::page::{Entry, Frame, Pte};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -25,6 +25,11 @@ impl SimMemory {
         Arc::new(Self { machine: Arc::clone(machine), proc })
     }
 
+    /// Registers the page that stays registered for life.
+    pub fn watch_sentinel(&self) {
+        self.machine.lock().entry(self.proc, SENTINEL).registered = true;
+    }
+
     /// The checks every ioctl that fills pages begins with: the pages, or why not.
     fn target(&self, machine: &mut Machine, dst: u64, pages: u32) -> Result<u32, Outcome> {
         machine.event();
@@ -34,7 +39,7 @@ impl SimMemory {
         if machine.procs[self.proc].changing > 0 {
             return Err(BUSY);
         }
-        if machine.rng.chance(1, 256) {
+        if machine.quirk(1, 256) {
             return Err(Outcome { done: 0, stop: Some(Stop::NoMemory) });
         }
         let first = page_at(dst);
@@ -58,7 +63,7 @@ impl SimMemory {
                 return outcome;
             }
         };
-        let cut = if pages > 1 && machine.rng.chance(1, 32) { machine.rng.below(pages) } else { pages };
+        let cut = if pages > 1 && machine.quirk(1, 32) { machine.rng.below(pages) } else { pages };
         let mut done = 0;
         let mut stop = (cut < pages).then_some(Stop::Busy);
         for at in 0..cut {
@@ -314,7 +319,7 @@ impl Memory for SimMemory {
 fn move_pages(machine: &mut Machine, proc: usize, from: u32, to: u32, pages: u32) -> Outcome {
     machine.event();
     let stopped = |done: u32, stop| Outcome { done: u64::from(done) * page_size() as u64, stop: Some(stop) };
-    if machine.procs[proc].changing > 0 || machine.rng.chance(1, 64) {
+    if machine.procs[proc].changing > 0 || machine.quirk(1, 64) {
         return BUSY;
     }
     let source = machine.range(proc, from, pages).unwrap_or_default();
@@ -336,7 +341,7 @@ fn move_pages(machine: &mut Machine, proc: usize, from: u32, to: u32, pages: u32
                 return stopped(at, Stop::Pinned);
             }
             if frame.group != 0 {
-                if machine.rng.chance(1, 2) {
+                if machine.quirk(1, 2) {
                     return stopped(at, Stop::Pinned);
                 }
                 machine.unshare(proc, from + at);

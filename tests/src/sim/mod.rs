@@ -13,11 +13,13 @@ pub mod page;
 pub mod program;
 pub mod report;
 pub mod rng;
+pub mod script;
 pub mod server;
 pub mod store;
 pub mod world;
 
 pub use report::{Report, run_seeds};
+pub use script::Script;
 pub use world::{Options, Outcome, World};
 
 /// Runs one seed. A panic on the way is what went wrong.

@@ -239,8 +239,8 @@ impl Machine {
 impl super::machine::Proc {
     /// Whether a call in progress is about part of a range. What `lands` on a range may do so while another leaves it.
     pub fn is_busy(&self, first: u32, pages: u32, lands: bool) -> bool {
-        self.busy
-            .iter()
-            .any(|&(_, from, len, landing)| first < from + len && from < first + pages && (landing || !lands))
+        self.busy.iter().any(|busy| {
+            first < busy.first + busy.pages && busy.first < first + pages && !(lands && busy.free)
+        })
     }
 }

@@ -1,6 +1,6 @@
 //! A run: simulated programs on a simulated machine, the real engine in between, and a seed that says who goes next.
 
-use super::machine::{Machine, SENTINEL, Setup, State, WINDOW, span_of};
+use super::machine::{Machine, Setup, State, WINDOW, span_of};
 use super::memory::{Shared, SimMemory};
 use super::mover::Mover;
 use super::page::Pte;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use userswap_engine::Space;
 use userswap_engine::core::Counts;
 use userswap_engine::directory::Part;
-use userswap_engine::memory::{Batch, Memory};
+use userswap_engine::memory::Batch;
 use userswap_engine::shares::Shares;
 use userswap_store::{OwnerId, Store};
 
@@ -109,6 +109,7 @@ impl World {
             sentinel: options.sentinel,
             slot_area: slot_pages * slots,
             children_move: !ordered && rng.chance(1, 2),
+            quirks: true,
         };
         let handlers = rng.between(1, 3);
         let around = if rng.chance(1, 4) { 1 } else { rng.between(2, 8) };
@@ -147,11 +148,8 @@ impl World {
             ending: false,
         };
         let memory = SimMemory::new(&world.machine, 0);
-        if options.sentinel
-            && let Some(sentinel) = span_of(SENTINEL, 1)
-            && let Err(error) = memory.register(sentinel)
-        {
-            world.machine.lock().fail(|| error.to_string());
+        if options.sentinel {
+            memory.watch_sentinel();
         }
         let store: Arc<dyn Store> = Arc::clone(&world.store) as _;
         let shares = Arc::clone(&world.shares);
