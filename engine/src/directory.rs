@@ -40,8 +40,12 @@ pub struct Directory {
 /// Something else has landed on it, and its own event, which says whether it moved or went, is still to come.
 ///
 /// Events queue up after the change is made, so two threads' may arrive the wrong way round: "C moved to A" before "A moved to
-/// B" or "A is unmapped", whose place it took. (Not told apart from that, and wrong: a third thread that moves or unmaps C
-/// from A before the first has queued its event.)
+/// B" or "A is unmapped", whose place it took.
+///
+/// Two cases aren't told apart from others, since the kernel doesn't say which mapping an event is about: a third thread moves
+/// or unmaps C from A before the first has queued its event; and A, registered with nothing of it out, is unmapped, and said so
+/// after C, of which something is out, has landed there. Both need a thread to lose its CPU between two instructions of
+/// the kernel for as long as another takes for a system call.
 struct Overdue {
     span: Span,
     /// `None`: a range that is registered still and nobody's.
@@ -193,23 +197,24 @@ impl Directory {
         about
     }
 
-    /// Something lands on `span`. What stood there and may be registered has an event of its own, which is awaited; the rest
-    /// is returned: it is gone.
+    /// Something lands on `span`. Pages that are out there are registered, so they have an event of their own, which is
+    /// awaited. The other parts are returned: they are gone, and nothing with them, whether or not an event will say so.
     pub fn land_on(&mut self, span: Span) -> Vec<Part> {
         let left = self.take_left(span);
         self.overdue.extend(left.into_iter().map(|span| Overdue { span, part: None }));
         let mut gone = Vec::new();
         for part in self.take(span) {
-            let mut shard = part.region.lock();
-            match part.span() {
-                Some(span) if shard.is_registered() => {
-                    shard.displace(part.piece.first, part.piece.pages);
-                    drop(shard);
-                    self.overdue.push(Overdue { span, part: Some(part) });
-                }
-                _ => {
-                    drop(shard);
-                    gone.push(part);
+            let region = Arc::clone(&part.region);
+            let mut shard = region.lock();
+            for piece in shard.by_whereabouts(part.piece) {
+                let is_out = shard.state(piece.first).is_out();
+                let part = Part { piece, region: Arc::clone(&region) };
+                match part.span() {
+                    Some(span) if is_out => {
+                        shard.displace(piece.first, piece.pages);
+                        self.overdue.push(Overdue { span, part: Some(part) });
+                    }
+                    _ => gone.push(part),
                 }
             }
         }

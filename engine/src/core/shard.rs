@@ -709,6 +709,22 @@ impl Shard {
         self.mapped.sort_unstable_by_key(|piece| piece.first);
     }
 
+    /// A piece cut so that of each part either all is out or nothing.
+    pub fn by_whereabouts(&self, piece: Piece) -> Vec<Piece> {
+        let mut parts: Vec<Piece> = Vec::new();
+        let mut before = None;
+        for at in 0..piece.pages {
+            let first = piece.first.plus(at);
+            let is_out = self.pages.state(first).is_out();
+            match parts.last_mut() {
+                Some(part) if before == Some(is_out) => part.pages += 1,
+                _ => parts.push(Piece { first, pages: 1, addr: piece.addr + u64::from(at) * self.page_bytes }),
+            }
+            before = Some(is_out);
+        }
+        parts
+    }
+
     /// Something else stands where the range was mapped, and where it is now isn't known yet: [`remap`](Self::remap) or
     /// [`unmap`](Self::unmap) follows. Until then nothing of it can be installed or moved out.
     pub fn displace(&mut self, first: PageIndex, pages: u32) {
