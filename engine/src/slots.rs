@@ -121,6 +121,11 @@ impl Slot {
         self.span
     }
 
+    /// Whether it is one of this pool's.
+    pub fn is_of(&self, pool: &Arc<SlotPool>) -> bool {
+        Arc::ptr_eq(&self.pool, pool)
+    }
+
     /// How far the move into it has come.
     pub fn phase(&self) -> Phase {
         *self.phase.lock()

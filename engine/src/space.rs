@@ -520,6 +520,12 @@ impl Space {
             part.region.lock().clear(&mut lost);
         }
         drop(directory);
+        // Moves that will never be known to be done: children, and a mover, may be waiting for them.
+        for (_, standing) in self.names.lock().iter() {
+            if standing.slot.is_of(&self.pool) && standing.slot.phase() == Phase::Filling {
+                standing.slot.settle(Phase::Failed);
+            }
+        }
         self.parked.lock().clear();
         self.release(&mut lost);
     }
