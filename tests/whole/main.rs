@@ -8,3 +8,4 @@ mod examples;
 mod gate;
 mod program;
 mod region;
+mod sim;

@@ -77,6 +77,11 @@ impl Machine {
     fn begin(&mut self, thread: usize) {
         let proc = self.threads[thread].proc;
         let dice = self.rng.below(256);
+        // Where something is leaving and hasn't said so yet another thread's mremap is most interesting.
+        if dice < 64 && !self.setup.ordered && self.procs[proc].busy.iter().any(|busy| busy.free) {
+            self.begin_mremap(thread);
+            return;
+        }
         match dice {
             0..=1 => self.begin_fork(thread),
             2 => self.begin_exit(proc),
@@ -131,7 +136,9 @@ impl Machine {
         let random = self.rng.below(WINDOW);
         let recent = self.rng.chance(3, 4);
         let proc = &self.procs[proc];
-        let start = if recent { proc.freed } else { random };
+        // Best of all where something is leaving whose event isn't queued yet.
+        let leaving = proc.busy.iter().find(|busy| busy.free).map(|busy| busy.first);
+        let start = leaving.unwrap_or(if recent { proc.freed } else { random });
         let fits = |first: u32| {
             first + pages <= WINDOW
                 && proc.pages[first as usize..(first + pages) as usize].iter().all(|entry| !entry.is_mapped())

@@ -1,15 +1,17 @@
 //! A run whose every step is written down, for a story that chance would take long to tell.
 
-use super::machine::{Machine, Setup, State, Touch, span_of};
+use super::machine::{Machine, Setup, State, span_of};
 use super::memory::{Shared, SimMemory};
 use super::mover::Mover;
 use super::rng::Rng;
 use super::server::Server;
 use super::store::{Manners, SimStore};
 use parking_lot::{Mutex, MutexGuard};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use userswap_engine::Space;
+use userswap_engine::directory::Part;
 use userswap_engine::memory::{Batch, Fault};
 use userswap_engine::shares::Shares;
 use userswap_store::{OwnerId, Store};
@@ -17,10 +19,10 @@ use userswap_store::{OwnerId, Store};
 /// One process, one handler, one mover, a store that behaves; nothing happens unless it is written.
 pub struct Script {
     machine: Shared,
-    store: Arc<SimStore>,
     space: Arc<Space>,
     children: Vec<Arc<Space>>,
     batch: Batch,
+    faults: VecDeque<Fault>,
     handler: Server,
     mover: Mover,
     gate: u32,
@@ -35,6 +37,16 @@ const ENOUGH: u32 = 10_000;
 impl Script {
     /// A process with `threads` threads. Without `gated` messages are read and applied at different times.
     pub fn new(threads: usize, gated: bool, sentinel: bool) -> Self {
+        Self::with_store(threads, gated, sentinel, |machine| SimStore::new(machine, Manners::GOOD))
+    }
+
+    /// The same with a store of the story's own.
+    pub fn with_store<S: Store>(
+        threads: usize,
+        gated: bool,
+        sentinel: bool,
+        store: impl FnOnce(&Shared) -> Arc<S>,
+    ) -> Self {
         let setup = Setup {
             ordered: false,
             sentinel,
@@ -43,7 +55,7 @@ impl Script {
             quirks: false,
         };
         let machine = Arc::new(Mutex::new(Machine::new(Rng::new(0), setup, usize::MAX)));
-        let store = SimStore::new(&machine, Manners::GOOD);
+        let store: Arc<dyn Store> = store(&machine);
         let memory = SimMemory::new(&machine, 0);
         if sentinel {
             memory.watch_sentinel();
@@ -51,14 +63,13 @@ impl Script {
         for _ in 0..threads {
             machine.lock().spawn(0, false);
         }
-        let shared: Arc<dyn Store> = Arc::clone(&store) as _;
-        let space = Space::new(memory, shared, Arc::new(Shares::default()), OwnerId(1), SLOT_PAGES);
+        let space = Space::new(memory, store, Arc::new(Shares::default()), OwnerId(1), SLOT_PAGES);
         Self {
             machine,
-            store,
             space,
             children: Vec::new(),
             batch: Batch::default(),
+            faults: VecDeque::new(),
             handler: Server::new(4),
             mover: Mover::new(SLOT_PAGES, 4),
             gate: 0,
@@ -102,11 +113,6 @@ impl Script {
         machine.threads[thread].state = State::Access(page, write);
         machine.run(thread, true);
         machine.threads[thread].state == State::Idle
-    }
-
-    /// A thread touches a page that must be there.
-    pub fn touch_at_once(&self, thread: usize, page: u32) -> Touch {
-        self.machine().touch(thread, page, false)
     }
 
     /// A thread goes on one step in its system call.
@@ -159,14 +165,15 @@ impl Script {
     fn take(&mut self) {
         match self.space.take_messages(&mut self.batch, Duration::ZERO) {
             Ok(Some(children)) => self.children.extend(children),
+            _ if self.space.memory().is_gone() => {}
             _ => self.machine.lock().fail(|| "messages can't be taken".into()),
         }
+        self.faults.extend(self.batch.faults.drain(..));
     }
 
     /// The handler takes up the oldest fault that was read.
     pub fn serve(&mut self) {
-        if !self.batch.faults.is_empty() {
-            let fault: Fault = self.batch.faults.remove(0);
+        if let Some(fault) = self.faults.pop_front() {
             self.handler.serve(fault);
         }
     }
@@ -180,10 +187,7 @@ impl Script {
 
     /// The mover begins to move out what is at `page`, as far as its part goes.
     pub fn begin_move(&mut self, page: u32, keep_standing: bool) {
-        let part = span_of(page, 1).and_then(|span| {
-            self.space.parts().into_iter().find(|part| part.span().is_some_and(|whole| whole.overlaps(&span)))
-        });
-        match part {
+        match self.part_at(page) {
             Some(part) => self.mover.move_out(part, keep_standing),
             None => self.machine().fail(|| format!("page {page} is not in care")),
         }
@@ -202,6 +206,19 @@ impl Script {
         self.rest();
     }
 
+    /// The mover begins to bring back the part that `page` is in.
+    pub fn begin_back(&mut self, page: u32) {
+        match self.part_at(page) {
+            Some(part) => self.mover.bring_back(part),
+            None => self.machine().fail(|| format!("page {page} is not in care")),
+        }
+    }
+
+    fn part_at(&self, page: u32) -> Option<Part> {
+        let span = span_of(page, 1)?;
+        self.space.parts().into_iter().find(|part| part.span().is_some_and(|whole| whole.overlaps(&span)))
+    }
+
     /// Lets everybody finish.
     pub fn rest(&mut self) {
         for _ in 0..ENOUGH {
@@ -211,6 +228,7 @@ impl Script {
             self.apply();
             if self.handler.is_idle() {
                 self.space.unpark(&mut self.batch);
+                self.faults.extend(self.batch.faults.drain(..));
                 self.serve();
             }
             let mut machine = self.machine.lock();
@@ -226,10 +244,5 @@ impl Script {
         if let Some(thread) = stuck {
             self.machine().fail(|| format!("thread {thread} waits for ever"));
         }
-    }
-
-    /// The store.
-    pub fn store(&self) -> &SimStore {
-        &self.store
     }
 }

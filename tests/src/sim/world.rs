@@ -448,6 +448,10 @@ impl World {
                 ));
             }
         }
+        let serving = self.handlers.iter().filter(|handler| !handler.server.is_idle()).count();
+        if serving > 0 {
+            stuck.push(format!("{serving} handlers serve a fault"));
+        }
         if self.store.awaited() > 0 {
             stuck.push(format!("{} fetches are awaited", self.store.awaited()));
         }
