@@ -583,7 +583,11 @@ impl Space {
                 self.memory().resident(span, &mut present)?;
                 let base = piece.first;
                 let is_present = |page: PageIndex| {
-                    page.0.checked_sub(base.0).and_then(|at| present.get(at as usize)).copied().unwrap_or(true)
+                    page.0
+                        .checked_sub(base.0)
+                        .and_then(|at| present.get(at as usize))
+                        .copied()
+                        .unwrap_or(true)
                 };
                 pending |= region.lock().settle_removed(base, piece.pages, &is_present);
             }

@@ -1,6 +1,6 @@
 //! The seam to the memory of one address space: how its faults are read and its pages put in place.
 //!
-//! One implementation a way of reaching memory: [`LocalMemory`](crate::LocalMemory) for the own process, the daemon's
+//! One implementation a way of reaching memory: [`LocalReach`](crate::LocalReach) behind [`Watched`](crate::Watched) for the own process, the daemon's
 //! for a client at the other end of a socket, the simulator's for a model of Linux. All calls but
 //! [`move_out`](Memory::move_out), [`read_slot`](Memory::read_slot) and [`empty_slots`](Memory::empty_slots) are made by
 //! threads that serve faults: they must not block, nor touch memory that is in our care.

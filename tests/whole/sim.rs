@@ -352,7 +352,10 @@ mod found {
             let waiting = self.waiting.lock().take();
             if let Some((handle, key, waiter)) = waiting {
                 let mut page = vec![0; userswap_uffd::page_size()];
-                assert!(matches!(self.inner.fetch(handle, key, &mut page, &Waiter::none()), Ok(Fetch::Ready)));
+                assert!(matches!(
+                    self.inner.fetch(handle, key, &mut page, &Waiter::none()),
+                    Ok(Fetch::Ready)
+                ));
                 waiter.complete(Ok(&page));
             }
         }

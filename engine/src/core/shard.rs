@@ -522,12 +522,15 @@ impl Shard {
         }
         let removed = self.pages.flags(page).has(Flags::DOOMED);
         self.pages.set_flags(page, Flags::NONE);
-        self.set(page, match (zeroed, removed) {
-            (Zeroed::Installed, _) | (Zeroed::Present, false) => PageState::Resident,
-            // What is there may be what its owner is about to remove: moved out now, it would come back.
-            (Zeroed::Present | Zeroed::Refused, true) => PageState::Zero,
-            (Zeroed::Refused, false) | (Zeroed::Unmapped, _) => PageState::Absent,
-        });
+        self.set(
+            page,
+            match (zeroed, removed) {
+                (Zeroed::Installed, _) | (Zeroed::Present, false) => PageState::Resident,
+                // What is there may be what its owner is about to remove: moved out now, it would come back.
+                (Zeroed::Present | Zeroed::Refused, true) => PageState::Zero,
+                (Zeroed::Refused, false) | (Zeroed::Unmapped, _) => PageState::Absent,
+            },
+        );
     }
 
     /// A page is there that was taken for poisoned: what is there wins.
@@ -718,7 +721,9 @@ impl Shard {
             let is_out = self.pages.state(first).is_out();
             match parts.last_mut() {
                 Some(part) if before == Some(is_out) => part.pages += 1,
-                _ => parts.push(Piece { first, pages: 1, addr: piece.addr + u64::from(at) * self.page_bytes }),
+                _ => {
+                    parts.push(Piece { first, pages: 1, addr: piece.addr + u64::from(at) * self.page_bytes })
+                }
             }
             before = Some(is_out);
         }

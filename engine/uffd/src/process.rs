@@ -133,8 +133,7 @@ impl Process {
         let mut head = 0usize;
         let mut len = 0usize;
         // SAFETY: needed because the C library has no wrapper. The kernel writes the two words given, which live across the call.
-        let answer =
-            unsafe { libc::syscall(libc::SYS_get_robust_list, number, &raw mut head, &raw mut len) };
+        let answer = unsafe { libc::syscall(libc::SYS_get_robust_list, number, &raw mut head, &raw mut len) };
         match answer {
             0 => Ok((head != 0).then_some(head as u64)),
             _ => Err(self.error("asking for a thread's robust list", io::Error::last_os_error())),

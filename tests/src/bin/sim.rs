@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::process::ExitCode;
 use userswap_tests::sim::{Options, run_seed, run_seeds};
 
-const USAGE: &str = "usage: sim [--seed N | --seeds A..B] [--events N] [--jobs N] [--no-gate] [--no-sentinel] [--trace]
+const USAGE: &str =
+    "usage: sim [--seed N | --seeds A..B] [--events N] [--jobs N] [--no-gate] [--no-sentinel] [--trace]
 
   --seed N        run one seed
   --seeds A..B    run the seeds from A up to, not including, B (0..10000)

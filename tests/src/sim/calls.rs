@@ -96,7 +96,8 @@ impl Machine {
     /// can't tell apart then is left out (see its directory): registered ranges of which not every page is out.
     fn can_be_landed_on(&self, proc: usize, first: u32, pages: u32) -> bool {
         let range = self.range(proc, first, pages).unwrap_or_default();
-        range.iter().all(|entry| entry.away && entry.registered) || range.iter().all(|entry| !entry.registered)
+        range.iter().all(|entry| entry.away && entry.registered)
+            || range.iter().all(|entry| !entry.registered)
     }
 
     /// fork.
@@ -117,7 +118,8 @@ impl Machine {
         let pages = u32::try_from(order.from.pages()).unwrap_or(0);
         self.note(|| format!("agent {thread} of {proc}: mremap {from}+{pages} to slot page {to}"));
         let first = self.procs[proc].pages[from as usize];
-        let whole = self.range(proc, from, pages).is_some_and(|all| all.iter().all(|entry| entry.vma == first.vma));
+        let whole =
+            self.range(proc, from, pages).is_some_and(|all| all.iter().all(|entry| entry.vma == first.vma));
         if !whole || !first.is_mapped() || to < SLOTS {
             self.fail(|| format!("the agent was told to move {from}+{pages}, which it can't"));
             return;

@@ -59,7 +59,9 @@ impl SimMemory {
         let first = match self.target(machine, dst, pages) {
             Ok(first) => first,
             Err(outcome) => {
-                machine.note(|| format!("COPY to {}+{pages} of {}: {:?}", page_at(dst), self.proc, outcome.stop));
+                machine.note(|| {
+                    format!("COPY to {}+{pages} of {}: {:?}", page_at(dst), self.proc, outcome.stop)
+                });
                 return outcome;
             }
         };

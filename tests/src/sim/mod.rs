@@ -28,7 +28,8 @@ pub fn run_seed(seed: u64, options: Options) -> Outcome {
     let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.run()));
     if let Err(panic) = ran {
         let said = panic.downcast_ref::<String>().map(String::as_str);
-        world.fail(|| format!("panicked: {}", said.or(panic.downcast_ref().copied()).unwrap_or("no message")));
+        world
+            .fail(|| format!("panicked: {}", said.or(panic.downcast_ref().copied()).unwrap_or("no message")));
     }
     world.outcome()
 }

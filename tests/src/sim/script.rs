@@ -239,7 +239,8 @@ impl Script {
             }
         }
         let machine = self.machine.lock();
-        let stuck = machine.threads.iter().position(|thread| !matches!(thread.state, State::Idle | State::Dead));
+        let stuck =
+            machine.threads.iter().position(|thread| !matches!(thread.state, State::Idle | State::Dead));
         drop(machine);
         if let Some(thread) = stuck {
             self.machine().fail(|| format!("thread {thread} waits for ever"));

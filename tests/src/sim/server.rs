@@ -1,9 +1,9 @@
 //! The engine's fault path, one step at a time.
 
+use std::sync::Arc;
 use userswap_engine::Space;
 use userswap_engine::fault::{FaultWork, Next};
 use userswap_engine::memory::Fault;
-use std::sync::Arc;
 
 /// Serves one fault at a time, a step at a call.
 pub struct Server {

@@ -146,7 +146,13 @@ impl Store for SimStore {
         Ok(())
     }
 
-    fn fetch(&self, handle: Handle, key: PageKey, out: &mut [u8], waiter: &Waiter) -> Result<Fetch, StoreError> {
+    fn fetch(
+        &self,
+        handle: Handle,
+        key: PageKey,
+        out: &mut [u8],
+        waiter: &Waiter,
+    ) -> Result<Fetch, StoreError> {
         let mut held = self.held.lock();
         let Held { manners, pages, late, .. } = &mut *held;
         let mut machine = self.machine.lock();

@@ -362,11 +362,13 @@ impl World {
             let machine = self.machine.lock();
             let pages = &machine.procs[care.proc].pages;
             let start = self.rng.below(WINDOW);
-            (0..WINDOW).map(|at| (start + at) % WINDOW).find(|page| pages[*page as usize].is_mapped()).map(|first| {
-                let vma = pages[first as usize].vma;
-                let end = (first..WINDOW).find(|page| pages[*page as usize].vma != vma).unwrap_or(WINDOW);
-                (first, end - first)
-            })
+            (0..WINDOW).map(|at| (start + at) % WINDOW).find(|page| pages[*page as usize].is_mapped()).map(
+                |first| {
+                    let vma = pages[first as usize].vma;
+                    let end = (first..WINDOW).find(|page| pages[*page as usize].vma != vma).unwrap_or(WINDOW);
+                    (first, end - first)
+                },
+            )
         };
         if let Some((first, pages)) = run
             && let Some(span) = span_of(first, pages)
@@ -417,12 +419,13 @@ impl World {
         self.handlers.iter().all(|handler| handler.server.is_idle() && handler.batch.faults.is_empty())
             && self.store.awaited() == 0
             && (0..machine.threads.len()).all(|thread| {
-                matches!(machine.threads[thread].state, State::Idle | State::Dead) && !machine.can_run(thread, true)
+                matches!(machine.threads[thread].state, State::Idle | State::Dead)
+                    && !machine.can_run(thread, true)
             })
             && self.cares.iter().all(|care| {
                 let proc = &machine.procs[care.proc];
                 care.mover.is_idle()
-                    && care.closed == !proc.alive
+                    && care.closed != proc.alive
                     && (care.closed || !care.space.has_parked() && !machine.readable(care.proc))
             })
     }
@@ -471,7 +474,8 @@ impl World {
                     if !machine.procs[proc].alive || !machine.procs[proc].pages[page as usize].is_mapped() {
                         continue;
                     }
-                    let reader = machine.threads.iter().position(|thread| thread.proc == proc && !thread.agent);
+                    let reader =
+                        machine.threads.iter().position(|thread| thread.proc == proc && !thread.agent);
                     if let Some(reader) = reader {
                         machine.read_page(reader, page);
                         asked = true;
@@ -561,7 +565,8 @@ impl World {
             let _ = care.space.slots().reclaim(care.space.memory().as_ref());
             let standing = care.space.usage().standby;
             let machine = self.machine.lock();
-            let poisoned = machine.procs[care.proc].pages.iter().filter(|entry| entry.pte == Pte::Poison).count();
+            let poisoned =
+                machine.procs[care.proc].pages.iter().filter(|entry| entry.pte == Pte::Poison).count();
             drop(machine);
             let out = care.space.usage().out;
             if !self.is_wrong() && (standing > 0 || out > poisoned as u64) {
