@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -130,14 +131,18 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects to the socket at `path`.
+    /// Connects to the socket at `path`, or at the abstract address behind an `@`.
     ///
     /// # Errors
     /// [`TransportError::Connect`].
     pub fn connect(path: &Path) -> Result<Self, TransportError> {
         let failed =
             |errno: Errno| TransportError::Connect { path: path.to_path_buf(), source: errno.into() };
-        let address = SocketAddrUnix::new(path).map_err(failed)?;
+        let address = match path.as_os_str().as_bytes() {
+            [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name),
+            _ => SocketAddrUnix::new(path),
+        };
+        let address = address.map_err(failed)?;
         let socket = new_socket().map_err(failed)?;
         rustix::net::connect(&socket, &address).map_err(failed)?;
         Ok(Self { socket })

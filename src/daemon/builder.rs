@@ -43,7 +43,7 @@ impl ServerBuilder {
         }
     }
 
-    /// Listen for clients on a Unix socket at `path`.
+    /// Listen for clients on a Unix socket at `path`, or at the abstract address behind an `@`.
     #[must_use]
     pub fn listen(mut self, path: impl Into<PathBuf>) -> Self {
         self.path = Some(path.into());

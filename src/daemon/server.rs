@@ -149,7 +149,10 @@ impl Server {
 
     pub(super) fn start(builder: ServerBuilder) -> Result<Self, ServerError> {
         let listener = match &builder.path {
-            Some(path) => Some(Listener::bind(path, builder.mode)?),
+            Some(path) => Some(match path.to_str().and_then(|path| path.strip_prefix('@')) {
+                Some(name) => Listener::bind_abstract(name)?,
+                None => Listener::bind(path, builder.mode)?,
+            }),
             None => None,
         };
         let inner = Arc::new(Inner {

@@ -143,6 +143,14 @@ impl Shared {
             if let Some(throttle) = &self.throttle {
                 throttle.hold(limits.resident, verdict.over);
             }
+            tracing::trace!(
+                resident = fixed + clients.iter().map(|client| client.resident).sum::<u64>(),
+                over = verdict.over,
+                busy = out.len(),
+                orders = ?verdict.orders,
+                next = ?verdict.next,
+                "looked"
+            );
             for order in verdict.orders {
                 if let Ok(answer) = self.server.begin_evict(order.pid, Some(order.bytes)) {
                     out.insert(order.pid, answer);

@@ -2,4 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
-fn main() {}
+mod filler;
+mod manual;
+mod orders;
+mod refusals;
+mod run;
+mod served;
+mod signals;
+mod support;

@@ -72,7 +72,9 @@ fn read(path: &Path) -> Result<File, Failure> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Failure::of(&format!("reading {}", path.display()), &error))?;
     toml::from_str(&text).map_err(|error| {
-        let line = error.span().map(|span| text[..span.start].lines().count().max(1));
+        let line = error
+            .span()
+            .map(|span| text.get(..span.start).map_or(0, |before| before.matches('\n').count()) + 1);
         let line = line.map(|line| format!(" line {line}")).unwrap_or_default();
         Failure::new(Status::Usage, format!("{}{line}: {}", path.display(), error.message()))
     })

@@ -9,6 +9,7 @@ use crate::config::STORE;
 use crate::failure::{Failure, Status, chain};
 use crate::logs::{self, Format, Level};
 use std::ffi::{OsStr, OsString};
+use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -64,7 +65,8 @@ fn served_here(args: &Run, signals: &Signals, program: &Program) -> Result<(Ende
     let scratch =
         Scratch::create().map_err(|error| ours("making a directory for temporary files", &error))?;
     let object = put_object(&scratch)?;
-    let address = scratch.path("socket");
+    // In no directory: a program that changes its root directory still finds it.
+    let address = format!("@userswap-{}-{:016x}", std::process::id(), RandomState::new().hash_one(0));
     let server = Server::builder(store)
         .unmodified(true)
         .listen(&address)
@@ -82,7 +84,7 @@ fn served_here(args: &Run, signals: &Signals, program: &Program) -> Result<(Ende
     // All that can fail before the command is there does; after that, nothing of ours ends it.
     let service = Service::start(server, Options { limits, control: args.control.as_deref(), throttle })
         .map_err(|error| Failure::from(error).with(Status::Ours))?;
-    let beside = Beside { object: &object, address: address.as_os_str(), door };
+    let beside = Beside { object: &object, address: OsStr::new(&address), door };
     let mut command = start(args, program, beside, signals)?;
     service.count(command.pid());
     let mut descendants = watch(&command, program);
@@ -108,7 +110,9 @@ fn served_elsewhere(
     program: &Program,
     path: &Path,
 ) -> Result<(Ended, Report), Failure> {
-    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let is_abstract = path.as_os_str().as_encoded_bytes().starts_with(b"@");
+    let path = if is_abstract { Ok(path.to_path_buf()) } else { std::path::absolute(path) };
+    let path = path.map_err(|error| ours("--daemon", &error))?;
     userswap_ipc::Connection::connect(&path).map_err(|error| ours("--daemon", &error))?;
     let scratch =
         Scratch::create().map_err(|error| ours("making a directory for temporary files", &error))?;

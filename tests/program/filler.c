@@ -1,0 +1,63 @@
+/* Fills so many MiB with a pattern and says "ready". Then, told on standard input:
+ *   check   sees whether the pattern is still there
+ *   fork    has a child see, and waits for it
+ *   churn   changes all of it, forth and back
+ * and answers with the word and "ed". Ends well at the end of its input, or with 1 where the pattern isn't. */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static uint64_t *words;
+static size_t count;
+
+/* Every page another one, and each compresses well. */
+static uint64_t pattern(size_t at) { return (at & 7 ? at >> 6 : at) * UINT64_C(0x9e3779b97f4a7c15); }
+
+static void check(void) {
+    for (size_t at = 0; at < count; at++)
+        if (words[at] != pattern(at)) {
+            printf("word %zu is %llx\n", at, (unsigned long long)words[at]);
+            fflush(stdout);
+            _exit(1);
+        }
+}
+
+static void flip(void) {
+    for (size_t at = 0; at < count; at++) words[at] = ~words[at];
+}
+
+int main(int argc, char **argv) {
+    count = (argc > 1 ? strtoul(argv[1], NULL, 10) : 1) * (1 << 20) / sizeof *words;
+    words = malloc(count * sizeof *words);
+    if (!words) return 2;
+    for (size_t at = 0; at < count; at++) words[at] = pattern(at);
+    char line[64];
+    setvbuf(stdin, NULL, _IONBF, 0);
+    puts("ready");
+    fflush(stdout);
+    while (fgets(line, sizeof line, stdin)) {
+        line[strcspn(line, "\n")] = 0;
+        if (!strcmp(line, "check")) {
+            check();
+        } else if (!strcmp(line, "churn")) {
+            flip();
+            flip();
+        } else if (!strcmp(line, "fork")) {
+            pid_t child = fork();
+            int status = 0;
+            if (child == 0) {
+                check();
+                _exit(0);
+            }
+            if (waitpid(child, &status, 0) != child || status != 0) return 3;
+        } else {
+            return 4;
+        }
+        printf("%sed\n", line);
+        fflush(stdout);
+    }
+    return 0;
+}

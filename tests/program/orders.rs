@@ -1,0 +1,133 @@
+//! `userswap ctl`: what can be asked of a running daemon, and what it then does.
+
+use crate::support::{Place, Talk, can_serve, filler, text, until};
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+
+/// A filler of 48 MiB, managed.
+fn start(place: &Place, filler: &str) -> (Talk, u32) {
+    let mut run =
+        Talk::start(&mut place.userswap(&["run", "-q", "--control", &place.at("c"), "--", filler, "48"]));
+    run.expect("ready");
+    let pid = until("it is a client", || ask(place, &["clients"])[0]["pid"].as_u64());
+    (run, u32::try_from(pid).unwrap())
+}
+
+fn ask(place: &Place, words: &[&str]) -> Value {
+    let mut arguments = vec!["ctl", "--json", "--control"];
+    let control = place.at("c");
+    arguments.push(&control);
+    arguments.extend(words);
+    let output = place.output(&arguments);
+    assert!(output.status.success(), "{words:?}: {}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn memory_goes_out_and_comes_back_as_it_is_told() {
+    let test = "memory_goes_out_and_comes_back_as_it_is_told";
+    let place = Place::new();
+    let Some(filler) = filler(&place, test) else { return };
+    if !can_serve(test) {
+        return;
+    }
+    let (mut run, pid) = start(&place, &filler);
+    let name = pid.to_string();
+
+    let some = ask(&place, &["evict", &name, "--bytes", "8M"])["moved_bytes"].as_u64().unwrap();
+    assert!((8 << 20..16 << 20).contains(&some), "{some}");
+    let rest = ask(&place, &["evict", &name])["moved_bytes"].as_u64().unwrap();
+    assert!(some + rest >= 47 << 20, "{some} {rest}");
+
+    let status = ask(&place, &["status"]);
+    assert_eq!(status["worker_pid"].as_u64(), Some(u64::from(run.pid())));
+    let client = &status["clients"][0];
+    assert_eq!(client["pid"].as_u64(), Some(u64::from(pid)));
+    assert!(client["moved_out_bytes"].as_u64().unwrap() >= 47 << 20, "{status}");
+    assert!(client["resident_bytes"].as_u64().unwrap() < 16 << 20, "{status}");
+    assert!(client["standby_bytes"].is_u64(), "{status}");
+    assert!(status["store"]["pages"].as_u64().unwrap() >= 12_000, "{status}");
+    assert!(status["totals"]["pages_out"].as_u64().unwrap() >= 12_000, "{status}");
+
+    assert!(ask(&place, &["restore", &name])["restored_bytes"].as_u64().unwrap() >= 40 << 20);
+    assert_eq!(ask(&place, &["status"])["store"]["pages"].as_u64(), Some(0));
+    run.ask("check");
+
+    ask(&place, &["limit", "16M"]);
+    until("the new limit is held", || {
+        ask(&place, &["clients"])[0]["resident_bytes"].as_u64().filter(|bytes| *bytes <= 16 << 20)
+    });
+    assert_eq!(ask(&place, &["status"])["limit_bytes"].as_u64(), Some(16 << 20));
+    run.ask("check");
+    assert_eq!(ask(&place, &["limit", "0"])["limit_bytes"].as_u64(), Some(0));
+
+    // For people the same is said in words.
+    for (words, said) in
+        [(vec!["status"], "worker"), (vec!["clients"], "IN MEMORY"), (vec!["evict", &name], "moved out")]
+    {
+        let output = place.output(&[&["ctl", "--control", &place.at("c")][..], &words].concat());
+        assert!(text(&output.stdout).contains(said), "{}", text(&output.stdout));
+    }
+    run.ask("check");
+    assert!(run.end().success());
+    place.assert_clean();
+}
+
+#[test]
+fn after_a_drain_the_command_goes_on_by_itself() {
+    let test = "after_a_drain_the_command_goes_on_by_itself";
+    let place = Place::new();
+    let Some(filler) = filler(&place, test) else { return };
+    if !can_serve(test) {
+        return;
+    }
+    let (mut run, pid) = start(&place, &filler);
+    ask(&place, &["evict", &pid.to_string()]);
+    assert_eq!(ask(&place, &["drain"])["clients"].as_u64(), Some(1));
+    assert_eq!(ask(&place, &["clients"]).as_array().unwrap().len(), 0);
+    run.ask("check");
+    run.ask("fork");
+    assert!(run.end().success());
+    place.assert_clean();
+}
+
+#[test]
+fn who_isnt_served_cant_be_moved() {
+    let place = Place::new();
+    let mut run = Talk::start(&mut place.userswap(&["run", "-q", "--control", &place.at("c"), "--", "cat"]));
+    until("it listens", || place.path("c").exists().then_some(()));
+    let output = place.output(&["ctl", "--control", &place.at("c"), "evict", "1"]);
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(6), "userswap: process 1 is no client\n"));
+    let mode = std::fs::metadata(place.path("c")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(run.end().success());
+    place.assert_clean();
+}
+
+#[test]
+fn what_isnt_a_request_is_refused_and_no_harm() {
+    let place = Place::new();
+    let mut run = Talk::start(&mut place.userswap(&["run", "-q", "--control", &place.at("c"), "--", "cat"]));
+    until("it listens", || place.path("c").exists().then_some(()));
+    for line in [
+        &b"hello\n"[..],
+        b"{\"do\":\"dance\"}\n",
+        b"{\"do\":\"evict\",\"pid\":-1}\n",
+        &[b'x'; 5000],
+        b"\xff\n",
+    ] {
+        let socket = std::os::unix::net::UnixStream::connect(place.path("c")).unwrap();
+        // It may hang up on what is too long before all of it was written.
+        let _ = (&socket).write_all(line);
+        let mut answer = String::new();
+        let read = BufReader::new(&socket).read_line(&mut answer);
+        if read.is_ok() {
+            assert!(answer.starts_with("{\"error\":{\"kind\":\"request\""), "{answer}");
+        }
+    }
+    // Hung up in the middle of a line.
+    drop(std::os::unix::net::UnixStream::connect(place.path("c")).unwrap().write_all(b"{\"do\""));
+    assert_eq!(ask(&place, &["limit", "0"])["limit_bytes"].as_u64(), Some(0));
+    assert!(run.end().success());
+}
