@@ -6,6 +6,7 @@ mod claims;
 #[cfg(feature = "control")]
 pub mod control;
 pub mod footprint;
+mod own;
 mod reach;
 #[cfg(feature = "control")]
 pub mod report;

@@ -113,7 +113,7 @@ pub struct Total {
 ///
 /// Dropping it without [`drain`](Self::drain) leaves clients that have memory out waiting for ever when they touch it.
 pub struct Server {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
     acceptor: Option<JoinHandle<()>>,
 }
 

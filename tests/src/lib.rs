@@ -1,5 +1,8 @@
 //! Harness, simulator and whole-system tests of userswap.
 
+// Of 64-bit machines, and of no use to anybody else.
+#![allow(clippy::cast_possible_truncation, clippy::should_implement_trait)]
+
 pub mod own;
 pub mod pages;
 pub mod plain;

@@ -243,6 +243,8 @@ pub enum Point {
     Zero(u64),
     /// A range is about to be moved out. The gate is held.
     Move(Span),
+    /// It was, as far as it could be, and nobody has noted that yet. The gate is held.
+    Moved(Span),
 }
 
 type Hook = Arc<dyn Fn(Point) + Send + Sync>;
@@ -333,7 +335,9 @@ impl Memory for Hooked {
 
     fn move_out(&self, order: Order) -> Result<Moved, MemoryError> {
         self.hooks.at(Point::Move(order.from));
-        self.inner.move_out(order)
+        let moved = self.inner.move_out(order);
+        self.hooks.at(Point::Moved(order.from));
+        moved
     }
 
     fn settle_slot(&self, slot: Span) -> Result<(), MemoryError> {

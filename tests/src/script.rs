@@ -2,7 +2,7 @@
 
 use crate::plain::PlainStore;
 use crate::random::Random;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use userswap_store::{
@@ -59,6 +59,19 @@ impl ScriptedStore {
         self
     }
 
+    /// Keeps late answers back until it is told not to.
+    pub fn hold(&self, hold: bool) {
+        if let Some(late) = &self.late {
+            late.queue.due.lock().held = hold;
+            late.queue.more.notify_all();
+        }
+    }
+
+    /// Late answers that wait.
+    pub fn due(&self) -> usize {
+        self.late.as_ref().map_or(0, |late| late.queue.due.lock().waiting.len())
+    }
+
     /// Where the pages are.
     pub fn plain(&self) -> &PlainStore {
         &self.plain
@@ -110,8 +123,6 @@ impl Store for ScriptedStore {
     }
 }
 
-type Due = (Waiter, Result<Vec<u8>, StoreError>);
-
 /// The thread that delivers.
 struct Completer {
     queue: Arc<Queue>,
@@ -120,50 +131,59 @@ struct Completer {
 
 #[derive(Default)]
 struct Queue {
-    due: Mutex<(Vec<Due>, bool)>,
+    due: Mutex<Due>,
     more: Condvar,
+}
+
+#[derive(Default)]
+struct Due {
+    waiting: Vec<(Waiter, Result<Vec<u8>, StoreError>)>,
+    held: bool,
+    over: bool,
 }
 
 impl Completer {
     fn start(seed: u64) -> Self {
         let queue = Arc::new(Queue::default());
         let shared = Arc::clone(&queue);
-        let thread = std::thread::spawn(move || {
-            let mut random = Random::new(seed);
-            let mut due = shared.due.lock();
-            loop {
-                if due.0.is_empty() {
-                    if due.1 {
-                        return;
-                    }
-                    shared.more.wait(&mut due);
-                    continue;
-                }
-                // Others may come before the one that is drawn.
-                parking_lot::MutexGuard::unlocked(&mut due, || {
-                    (0..random.below(4)).for_each(|_| std::thread::yield_now());
-                });
-                let at = usize::try_from(random.below(due.0.len() as u64)).unwrap_or(0);
-                let (waiter, page) = due.0.swap_remove(at);
-                parking_lot::MutexGuard::unlocked(&mut due, || match page {
-                    Ok(bytes) => waiter.complete(Ok(&bytes)),
-                    Err(error) => waiter.complete(Err(error)),
-                });
-            }
-        });
+        let thread = std::thread::spawn(move || shared.deliver(&mut Random::new(seed)));
         Self { queue, thread: Some(thread) }
     }
 
     fn push(&self, waiter: Waiter, page: Result<Vec<u8>, StoreError>) {
-        self.queue.due.lock().0.push((waiter, page));
+        self.queue.due.lock().waiting.push((waiter, page));
         self.queue.more.notify_all();
+    }
+}
+
+impl Queue {
+    fn deliver(&self, random: &mut Random) {
+        let mut due = self.due.lock();
+        loop {
+            if due.waiting.is_empty() && due.over {
+                return;
+            }
+            if due.waiting.is_empty() || (due.held && !due.over) {
+                self.more.wait(&mut due);
+                continue;
+            }
+            // Others may come before the one that is drawn.
+            MutexGuard::unlocked(&mut due, || (0..random.below(4)).for_each(|_| std::thread::yield_now()));
+            let at = random.below(due.waiting.len() as u64) as usize;
+            let (waiter, page) = due.waiting.swap_remove(at);
+            MutexGuard::unlocked(&mut due, || match page {
+                Ok(bytes) => waiter.complete(Ok(&bytes)),
+                Err(error) => waiter.complete(Err(error)),
+            });
+        }
     }
 }
 
 impl Drop for Completer {
     fn drop(&mut self) {
-        self.queue.due.lock().1 = true;
+        self.queue.due.lock().over = true;
         self.queue.more.notify_all();
+        // The last to hold the store may be a completion.
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != std::thread::current().id()
         {

@@ -4,7 +4,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 /// Longer than anything takes that doesn't hang. No test passes or fails by it otherwise.
-pub const LONG: Duration = Duration::from_secs(120);
+pub const LONG: Duration = Duration::from_secs(300);
 
 /// Ends the process, saying whose fault it is, if it isn't dropped in time: threads that wait for a page that never comes
 /// can't be ended in any other way.
@@ -13,13 +13,9 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Watches over the test `name` for `LONG`.
+    /// Watches over the test `name` for [`LONG`], or as much longer as long versions take.
     pub fn new(name: &'static str) -> Self {
-        Self::lasting(name, LONG)
-    }
-
-    /// The same for as long as is said.
-    pub fn lasting(name: &'static str, time: Duration) -> Self {
+        let time = if is_long() { LONG * 20 } else { LONG };
         let (end, ended) = channel();
         std::thread::spawn(move || {
             if ended.recv_timeout(time) == Err(RecvTimeoutError::Timeout) {
@@ -51,7 +47,7 @@ const LOOK: Duration = Duration::from_millis(2);
 
 /// Whether the long versions of tests are wanted.
 pub fn is_long() -> bool {
-    std::env::var_os("USERSWAP_LONG").is_some_and(|value| value != "0")
+    std::env::var_os("USERSWAP_LONG").is_some_and(|value| value == "1")
 }
 
 /// `short` in the normal run, `long` in the long one.

@@ -1,8 +1,9 @@
 //! Other processes for the tests: the program `part`, in the part of a client.
 
+use rustix::process::{Pid, Signal};
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 
 /// A directory that goes away again.
 pub(crate) struct Scratch(PathBuf);
@@ -19,6 +20,11 @@ impl Scratch {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
+    }
+
+    /// The path of the socket here.
+    pub(crate) fn socket(&self) -> String {
+        self.path("sock").to_str().unwrap().to_owned()
     }
 }
 
@@ -59,15 +65,49 @@ impl Part {
         self.to.flush().unwrap();
     }
 
-    /// The next line it prints must be this.
-    pub(crate) fn expect(&mut self, word: &str) {
+    /// The next line it prints.
+    pub(crate) fn hear(&mut self) -> String {
         let mut line = String::new();
         self.from.read_line(&mut line).unwrap();
-        assert_eq!(line.trim_end(), word);
+        line.trim_end().to_owned()
+    }
+
+    /// The next line it prints must be this.
+    pub(crate) fn expect(&mut self, word: &str) {
+        assert_eq!(self.hear(), word);
+    }
+
+    /// The same, unless it says that this machine lacks something, which is said on.
+    pub(crate) fn skipped_or(&mut self, word: &str) -> bool {
+        let line = self.hear();
+        if line.starts_with("SKIPPED") {
+            println!("{line}");
+            return true;
+        }
+        assert_eq!(line, word);
+        false
+    }
+
+    /// Tells it something, and what it answers must be this.
+    pub(crate) fn ask(&mut self, question: &str, answer: &str) {
+        self.say(question);
+        self.expect(answer);
     }
 
     pub(crate) fn wait(&mut self) {
-        assert!(self.child.wait().unwrap().success());
+        let status = self.end();
+        assert!(status.success(), "{status}");
+    }
+
+    /// How it ended, once it has.
+    pub(crate) fn end(&mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+
+    /// Stops it, or has it go on.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
     }
 
     pub(crate) fn kill(&mut self) {

@@ -1,11 +1,19 @@
 //! Whole-system tests against the real kernel, one module a behaviour.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+mod budget;
 mod child;
 mod client;
+mod clients;
 mod examples;
+mod forks;
 mod gate;
+mod handlers;
+mod late;
+mod own;
+mod path;
 mod program;
+mod ranges;
 mod region;
 mod sim;

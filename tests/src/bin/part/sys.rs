@@ -1,0 +1,74 @@
+//! What a part does to itself as a process.
+
+use userswap_tests::pages::Pages;
+use userswap_uffd::Mapping;
+
+/// Gives every privilege up and is another user from now on.
+pub(crate) fn become_user(id: u32) {
+    // SAFETY: needed because the C library has no safe form. No memory is passed; the process has one thread.
+    let answers = unsafe { [libc::setgroups(0, std::ptr::null()), libc::setgid(id), libc::setuid(id)] };
+    assert_eq!(answers, [0; 3], "{}", std::io::Error::last_os_error());
+}
+
+/// Forks, runs `child` in the child, and ends the child with what it answers.
+///
+/// The child has one thread and may hold locks of threads it hasn't: `child` neither allocates nor prints, unless it fails.
+pub(crate) fn fork(child: impl FnOnce() -> bool) -> i32 {
+    // SAFETY: needed because fork copies a process in the middle of what its threads do. The child calls nothing that takes locks.
+    match unsafe { libc::fork() } {
+        -1 => panic!("fork: {}", std::io::Error::last_os_error()),
+        0 => {
+            let code = i32::from(!child());
+            // SAFETY: needed to end the child without what the parent has registered for its own end.
+            unsafe { libc::_exit(code) }
+        }
+        pid => pid,
+    }
+}
+
+/// Waits for a child. Whether it ended well.
+pub(crate) fn reap(pid: i32) -> bool {
+    let mut status = 0;
+    // SAFETY: needed because the C library has no safe form; it writes the one integer given.
+    let answer = unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    assert_eq!(answer, pid, "{}", std::io::Error::last_os_error());
+    libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0
+}
+
+/// Reads one byte of standard input, past any buffer. Whether there was one.
+pub(crate) fn told() -> bool {
+    let mut byte = [0u8; 1];
+    // SAFETY: needed where nothing may be locked or allocated; the kernel writes the one byte given.
+    unsafe { libc::read(0, byte.as_mut_ptr().cast(), 1) == 1 }
+}
+
+/// Prints a line, past any buffer.
+pub(crate) fn tell(line: &'static str) {
+    // SAFETY: as in `told`; the kernel reads the bytes given.
+    unsafe { libc::write(1, line.as_ptr().cast(), line.len()) };
+}
+
+/// Whether page *n* of each holds `of(n)`; says nothing, since a forked child may not.
+pub(crate) fn all_hold(pages: Pages, of: impl Fn(u64) -> u64) -> bool {
+    (0..pages.len()).all(|page| pages.read(page) == Ok(of(page)))
+}
+
+/// The pages of a mapping that stays.
+pub(crate) fn pages_of(mapping: &Mapping) -> Pages {
+    // SAFETY: read-write memory nobody else refers to, mapped as long as the part lives.
+    unsafe { Pages::new(mapping.span()) }
+}
+
+/// What a write of one byte at `addr` to a pipe answers: 0, or the error number.
+pub(crate) fn system_call_on(addr: u64) -> i32 {
+    let mut pipe = [0; 2];
+    // SAFETY: needed because the kernel is to look at memory that may not be readable: it says so and doesn't fault.
+    unsafe {
+        assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
+        let answer = libc::write(pipe[1], std::ptr::with_exposed_provenance(addr as usize), 1);
+        let error = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
+        libc::close(pipe[0]);
+        libc::close(pipe[1]);
+        if answer == 1 { 0 } else { error }
+    }
+}

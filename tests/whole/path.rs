@@ -1,0 +1,113 @@
+//! What a fault costs in system calls: a tracer counts those of the handler that serves it.
+
+use crate::child;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::sync::mpsc::{TryRecvError, channel};
+use userswap_tests::watch::Watchdog;
+
+const FAULTS: u64 = 256;
+
+/// One wait, one read, one copy, one wake: nothing is read twice to find nothing, and nothing else is asked of the kernel.
+#[test]
+fn a_fault_served_from_memory_is_one_wait_one_read_one_install_and_one_wake() {
+    let name = "a_fault_served_from_memory_is_one_wait_one_read_one_install_and_one_wake";
+    let _watch = Watchdog::new(name);
+    let mut part = child::start("path", &[]);
+    if part.skipped_or("ready") {
+        return;
+    }
+    let handler = thread_named(part.pid(), "userswap-fault0");
+    let tracer = match Tracer::seize(handler) {
+        Ok(tracer) => tracer,
+        Err(error) => {
+            println!("SKIPPED {name}: a child can't be traced: {error}");
+            return;
+        }
+    };
+    let (done, finished) = channel();
+    part.say("touch");
+    let hearing = std::thread::spawn(move || {
+        part.expect("touched");
+        done.send(()).unwrap();
+        part
+    });
+    let calls = tracer.count_until(|| finished.try_recv() != Err(TryRecvError::Empty));
+    drop(hearing.join().unwrap());
+    let of = |number: libc::c_long| calls.get(&number.cast_unsigned()).copied().unwrap_or(0);
+    let waits = of(libc::SYS_epoll_wait) + of(libc::SYS_epoll_pwait) + of(libc::SYS_epoll_pwait2);
+    println!("{FAULTS} faults: {calls:?}");
+    // The one it was in when the tracer came, and the one it is in when it goes.
+    assert!(waits <= FAULTS + 2, "{waits} waits");
+    assert!(of(libc::SYS_read) <= FAULTS + 1, "{} reads", of(libc::SYS_read));
+    assert!(of(libc::SYS_ioctl) <= 2 * FAULTS, "{} installs and wakes", of(libc::SYS_ioctl));
+    let all: u64 = calls.values().sum();
+    let others = all - waits - of(libc::SYS_read) - of(libc::SYS_ioctl);
+    assert!(others <= FAULTS / 16, "{others} other calls: {calls:?}");
+}
+
+fn thread_named(pid: u32, name: &str) -> i32 {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks
+        .map(|task| task.unwrap().path())
+        .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim_end() == name))
+        .map(|task| task.file_name().unwrap().to_str().unwrap().parse().unwrap())
+        .unwrap()
+}
+
+/// Traces one thread of a child. All calls of the kernel for it come from the thread that seized it.
+struct Tracer(i32);
+
+impl Tracer {
+    fn seize(thread: i32) -> io::Result<Self> {
+        // SAFETY: needed because the C library has no safe form; no memory is passed.
+        let seized = unsafe {
+            libc::ptrace(libc::PTRACE_SEIZE, thread, 0, libc::c_long::from(libc::PTRACE_O_TRACESYSGOOD))
+        };
+        if seized != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: as above.
+        if unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, thread, 0, 0) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self(thread))
+    }
+
+    /// Lets it run and counts the system calls it makes, by number, until `done`.
+    fn count_until(self, done: impl Fn() -> bool) -> BTreeMap<u64, u64> {
+        let mut calls = BTreeMap::new();
+        while !done() {
+            let mut status = 0;
+            // SAFETY: needed because the C library has no safe form; the kernel writes the one integer given.
+            let stopped = unsafe { libc::waitpid(self.0, &raw mut status, libc::__WALL | libc::WNOHANG) };
+            if stopped == 0 {
+                std::thread::yield_now();
+                continue;
+            }
+            assert!(stopped == self.0 && libc::WIFSTOPPED(status), "{stopped}: {status:#x}");
+            if libc::WSTOPSIG(status) == libc::SIGTRAP | 0x80
+                && let Some(number) = self.entered()
+            {
+                *calls.entry(number).or_default() += 1;
+            }
+            // SAFETY: as above; no memory is passed. A signal of its own isn't expected, and none is passed on.
+            let gone_on = unsafe { libc::ptrace(libc::PTRACE_SYSCALL, self.0, 0, 0) };
+            assert_eq!(gone_on, 0, "{}", io::Error::last_os_error());
+        }
+        calls
+    }
+
+    /// The system call it is about to make, if it stopped for that.
+    fn entered(&self) -> Option<u64> {
+        // SAFETY: needed because the structure is the kernel's to fill in; all of it is integers.
+        let mut info: libc::ptrace_syscall_info = unsafe { std::mem::zeroed() };
+        let size = size_of::<libc::ptrace_syscall_info>();
+        // SAFETY: as above; the kernel writes no more than the size it is told.
+        let got = unsafe { libc::ptrace(libc::PTRACE_GET_SYSCALL_INFO, self.0, size, &raw mut info) };
+        assert!(got > 0, "{}", io::Error::last_os_error());
+        // SAFETY: needed because it is a union; at an entry this is the part the kernel filled in.
+        (info.op == libc::PTRACE_SYSCALL_INFO_ENTRY).then_some(unsafe { info.u.entry.nr })
+    }
+}
