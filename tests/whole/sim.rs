@@ -156,6 +156,9 @@ mod found {
     use userswap_store::{
         Capabilities, Fetch, FetchKind, Handle, Page, PageKey, Stats, Store, StoreError, Waiter,
     };
+    use userswap_engine::fault::FaultWork;
+    use userswap_engine::memory::Fault;
+    use userswap_tests::sim::machine::addr_of;
     use userswap_tests::sim::memory::Shared;
     use userswap_tests::sim::store::{Manners, SimStore};
 
@@ -256,12 +259,15 @@ mod found {
                 script.touch(0, page, false);
                 script.rest();
             }
-            script.touch(0, 2, false);
+            // 2 came with 1, and now four at once.
+            script.touch(0, 3, false);
             script.hear();
             script.serve();
             script.handle(2);
-            script.touch(1, 3, false);
+            script.touch(1, 4, false);
             script.hear();
+            script.serve_by(1);
+            script.handle_by(1, 1);
             script.machine().remove(2, 7, 1, false);
             script.go_on(2);
             // Busy: the removal is queued.
@@ -340,14 +346,21 @@ mod found {
         });
     }
 
-    /// Fails once, then answers later.
+    /// Fails once, then answers later or at once.
     struct Stutter {
         inner: Arc<SimStore>,
+        first: fn(PageKey) -> StoreError,
+        late: bool,
         waiting: Mutex<Option<(Handle, PageKey, Waiter)>>,
         fetches: Mutex<u32>,
     }
 
     impl Stutter {
+        fn new(machine: &Shared, first: fn(PageKey) -> StoreError, late: bool) -> Arc<Self> {
+            let inner = SimStore::new(machine, Manners::GOOD);
+            Arc::new(Self { inner, first, late, waiting: Mutex::new(None), fetches: Mutex::new(0) })
+        }
+
         fn answer(&self) {
             let waiting = self.waiting.lock().take();
             if let Some((handle, key, waiter)) = waiting {
@@ -376,12 +389,15 @@ mod found {
             &self,
             handle: Handle,
             key: PageKey,
-            _: &mut [u8],
+            page: &mut [u8],
             waiter: &Waiter,
         ) -> Result<Fetch, StoreError> {
             *self.fetches.lock() += 1;
             if *self.fetches.lock() == 1 {
-                return Err(StoreError::Io { doing: "stuttering", source: io::ErrorKind::TimedOut.into() });
+                return Err((self.first)(key));
+            }
+            if !self.late {
+                return self.inner.fetch(handle, key, page, waiter);
             }
             *self.waiting.lock() = Some((handle, key, waiter.clone()));
             Ok(Fetch::Pending)
@@ -401,8 +417,9 @@ mod found {
     fn a_retried_fetch_that_is_answered_later_is_waited_for() {
         let mut store = None;
         let script = Script::with_store(1, true, true, |machine: &Shared| {
-            let inner = SimStore::new(machine, Manners::GOOD);
-            let stutter = Arc::new(Stutter { inner, waiting: Mutex::new(None), fetches: Mutex::new(0) });
+            let timed_out =
+                |_| StoreError::Io { doing: "stuttering", source: io::ErrorKind::TimedOut.into() };
+            let stutter = Stutter::new(machine, timed_out, true);
             store = Some(Arc::clone(&stutter));
             stutter
         });
@@ -418,5 +435,51 @@ mod found {
             store.answer();
         });
         assert_eq!(*store.fetches.lock(), 2);
+    }
+
+    /// A page that can't be brought back moved meanwhile, and what stands at its old place was poisoned for it.
+    #[test]
+    fn poison_goes_where_the_page_is() {
+        let script = Script::with_store(3, true, true, |machine: &Shared| {
+            Stutter::new(machine, |key| StoreError::Corrupt { key, what: "a story" }, false)
+        });
+        ends_well(script, |script| {
+            for block in [0, 10] {
+                script.block(block, 1);
+                script.touch(0, block, true);
+                script.move_out(block, false);
+            }
+            script.touch(0, 0, false);
+            script.hear();
+            script.serve();
+            // Fetched, in vain.
+            script.handle(2);
+            script.machine().mremap(1, 0, 1, 20, false);
+            script.finish(1);
+            script.machine().mremap(2, 10, 1, 0, false);
+            script.finish(2);
+        });
+    }
+
+    /// A process that forked and exited before it carried out a move: its child's page was looked for in that slot for ever.
+    #[test]
+    fn a_move_whose_process_is_gone_has_failed() {
+        let mut script = Script::ordered(2);
+        script.block(0, 1);
+        script.touch(0, 0, true);
+        script.begin_move(0, true);
+        // Looked, found room, planned, asked, recorded that it was ordered.
+        script.move_on(5);
+        script.machine().fork(0);
+        script.finish(0);
+        script.machine().exit(0);
+        script.space().close();
+        let child = Arc::clone(&script.children()[0]);
+        let fault = Fault { addr: addr_of(0), write: false, thread: None };
+        FaultWork::new(1).run(&child, fault);
+        assert!(!child.has_parked());
+        // It has a page of its own, and the books say so.
+        assert_eq!(child.usage().out, 0);
+        assert_eq!(script.wrong(), None);
     }
 }

@@ -16,14 +16,14 @@ use userswap_engine::memory::{Batch, Fault};
 use userswap_engine::shares::Shares;
 use userswap_store::{OwnerId, Store};
 
-/// One process, one handler, one mover, a store that behaves; nothing happens unless it is written.
+/// One process, two handlers, one mover; nothing happens unless it is written.
 pub struct Script {
     machine: Shared,
     space: Arc<Space>,
     children: Vec<Arc<Space>>,
     batch: Batch,
     faults: VecDeque<Fault>,
-    handler: Server,
+    handlers: [Server; 2],
     mover: Mover,
     gate: u32,
     gated: bool,
@@ -47,13 +47,32 @@ impl Script {
         sentinel: bool,
         store: impl FnOnce(&Shared) -> Arc<S>,
     ) -> Self {
-        let setup = Setup {
-            ordered: false,
-            sentinel,
-            slot_area: 4 * SLOT_PAGES,
-            children_move: false,
-            quirks: false,
-        };
+        Self::of(threads, gated, Setup { sentinel, ..Self::SETUP }, store)
+    }
+
+    /// Moves are ordered from an agent, which is the thread after the others.
+    pub fn ordered(threads: usize) -> Self {
+        let setup = Setup { ordered: true, ..Self::SETUP };
+        let script = Self::of(threads, true, setup, |machine| SimStore::new(machine, Manners::GOOD));
+        script.machine().spawn(0, true);
+        script
+    }
+
+    const SETUP: Setup = Setup {
+        ordered: false,
+        sentinel: true,
+        slot_area: 4 * SLOT_PAGES,
+        children_move: false,
+        quirks: false,
+    };
+
+    fn of<S: Store>(
+        threads: usize,
+        gated: bool,
+        setup: Setup,
+        store: impl FnOnce(&Shared) -> Arc<S>,
+    ) -> Self {
+        let sentinel = setup.sentinel;
         let machine = Arc::new(Mutex::new(Machine::new(Rng::new(0), setup, usize::MAX)));
         let store: Arc<dyn Store> = store(&machine);
         let memory = SimMemory::new(&machine, 0);
@@ -70,7 +89,7 @@ impl Script {
             children: Vec::new(),
             batch: Batch::default(),
             faults: VecDeque::new(),
-            handler: Server::new(4),
+            handlers: [Server::new(4), Server::new(4)],
             mover: Mover::new(SLOT_PAGES, 4),
             gate: 0,
             gated,
@@ -85,6 +104,11 @@ impl Script {
     /// The address space as the engine knows it.
     pub fn space(&self) -> &Arc<Space> {
         &self.space
+    }
+
+    /// The children in care, in the order they were told of.
+    pub fn children(&self) -> &[Arc<Space>] {
+        &self.children
     }
 
     /// What is wrong so far.
@@ -171,17 +195,27 @@ impl Script {
         self.faults.extend(self.batch.faults.drain(..));
     }
 
-    /// The handler takes up the oldest fault that was read.
+    /// The first handler takes up the oldest fault that was read.
     pub fn serve(&mut self) {
+        self.serve_by(0);
+    }
+
+    /// The first handler does so many steps.
+    pub fn handle(&mut self, steps: u32) {
+        self.handle_by(0, steps);
+    }
+
+    /// A handler takes up the oldest fault that was read.
+    pub fn serve_by(&mut self, handler: usize) {
         if let Some(fault) = self.faults.pop_front() {
-            self.handler.serve(fault);
+            self.handlers[handler].serve(fault);
         }
     }
 
-    /// The handler does so many steps.
-    pub fn handle(&mut self, steps: u32) {
+    /// A handler does so many steps.
+    pub fn handle_by(&mut self, handler: usize, steps: u32) {
         for _ in 0..steps {
-            self.handler.step(&self.space, &mut self.gate);
+            self.handlers[handler].step(&self.space, &mut self.gate);
         }
     }
 
@@ -222,11 +256,12 @@ impl Script {
     /// Lets everybody finish.
     pub fn rest(&mut self) {
         for _ in 0..ENOUGH {
-            self.handle(1);
+            self.handle_by(0, 1);
+            self.handle_by(1, 1);
             self.move_on(1);
             self.hear();
             self.apply();
-            if self.handler.is_idle() {
+            if self.handlers[0].is_idle() {
                 self.space.unpark(&mut self.batch);
                 self.faults.extend(self.batch.faults.drain(..));
                 self.serve();
