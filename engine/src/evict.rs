@@ -24,7 +24,7 @@ use userswap_store::{Handle, Page, StoreError};
 use userswap_uffd::{Outcome, Span, Stop, page_size};
 
 /// Pages brought back together when a whole range is.
-const AROUND: u32 = 64;
+pub(crate) const AROUND: u32 = 64;
 
 /// What a move-out did, in pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -546,6 +546,8 @@ impl Space {
                 if registered && safe {
                     // A range that is gone without our knowing needs no unregistering.
                     let _ = self.memory().unregister(piece);
+                } else if registered {
+                    self.leftover.lock().push(piece);
                 }
                 directory.take(piece);
             }

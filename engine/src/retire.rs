@@ -1,5 +1,7 @@
 //! Letting an address space go in good order: everything back, nothing registered.
 
+use crate::directory::Part;
+use crate::evict::AROUND;
 use crate::memory::MemoryError;
 use crate::space::Space;
 use std::sync::Arc;
@@ -17,11 +19,29 @@ impl Space {
     /// When the address space is gone, or something could not be brought back; that stays in care then.
     pub fn retire(self: &Arc<Self>) -> Result<u64, MemoryError> {
         let out = self.usage().out;
-        for part in self.parts() {
-            let Some(span) = part.span() else { continue };
+        // All of it first: nothing is unregistered while anything is out.
+        self.each_part(|space, span| space.bring_back(span, AROUND).map(drop))?;
+        self.each_part(Self::let_go)?;
+        for span in std::mem::take(&mut *self.leftover.lock()) {
+            // It may be unmapped by now.
+            let _ = self.memory().unregister(span);
+        }
+        if let Ok(sentinel) = Span::new(self.sentinel(), page_bytes()) {
+            // A child that never had it registered needs nothing done.
+            let _ = self.memory().unregister(sentinel);
+        }
+        Ok(out)
+    }
+
+    /// Does something about every part, again and again while it is refused for pages on their way.
+    fn each_part(
+        self: &Arc<Self>,
+        act: impl Fn(&Arc<Self>, Span) -> Result<(), MemoryError>,
+    ) -> Result<(), MemoryError> {
+        for span in self.parts().iter().filter_map(Part::span) {
             let mut tries = 0;
             loop {
-                match self.let_go(span) {
+                match act(self, span) {
                     Ok(()) => break,
                     Err(MemoryError::Refused { .. }) if tries < TRIES => {
                         tries += 1;
@@ -31,10 +51,6 @@ impl Space {
                 }
             }
         }
-        if let Ok(sentinel) = Span::new(self.sentinel(), page_bytes()) {
-            // A child that never had it registered needs nothing done.
-            let _ = self.memory().unregister(sentinel);
-        }
-        Ok(out)
+        Ok(())
     }
 }

@@ -50,6 +50,8 @@ pub struct Space {
     service: Histogram,
     broken_promise: AtomicBool,
     sentinel: AtomicU64,
+    /// Ranges that were let go of while others were out, and so are registered still.
+    pub(crate) leftover: Mutex<Vec<Span>>,
     troubles: Troubles,
     /// Gets a handler to look here soon.
     kick: OnceLock<Box<dyn Fn() + Send + Sync>>,
@@ -123,6 +125,7 @@ impl Space {
             service: Histogram::default(),
             broken_promise: AtomicBool::new(false),
             sentinel: AtomicU64::new(0),
+            leftover: Mutex::new(Vec::new()),
             troubles: Troubles::default(),
             kick: OnceLock::new(),
         })
@@ -375,6 +378,12 @@ impl Space {
             return;
         }
         let (Ok(source), Ok(target)) = (Span::new(from, len), Span::new(to, len)) else { return };
+        {
+            let mut leftover = self.leftover.lock();
+            if leftover.iter().any(|span| span.overlaps(&source)) {
+                leftover.push(target);
+            }
+        }
         let moved = directory.explain(source);
         // Mostly that event came before this one.
         for part in directory.land_on(target) {
@@ -435,6 +444,8 @@ impl Space {
             self.pool.slot_pages(),
             Books { directory: child, names, counts },
         );
+        // What is registered here is so there.
+        space.leftover.lock().clone_from(&self.leftover.lock());
         space.next_region.store(self.next_region.load(Ordering::Relaxed), Ordering::Relaxed);
         space.key_bases.write().clone_from(&self.key_bases.read());
         space
