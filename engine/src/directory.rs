@@ -35,6 +35,8 @@ pub struct Directory {
     /// Ranges that were moved away from: registered and nobody's until the kernel says that they are unmapped, which is at
     /// once unless its doer asked for the old mapping to stay.
     left: Vec<Span>,
+    /// Ranges of nobody's that were removed, perhaps not all the way yet.
+    removed: Vec<Span>,
 }
 
 /// Something else has landed on it, and its own event, which says whether it moved or went, is still to come.
@@ -241,8 +243,33 @@ impl Directory {
 
     /// Takes out what is nobody's in `span`.
     pub fn take_left(&mut self, span: Span) -> Vec<Span> {
+        if self.left.is_empty() {
+            return Vec::new();
+        }
         let taken = self.left.iter().filter_map(|left| left.intersection(&span)).collect();
         self.left = without(&self.left, span);
+        taken
+    }
+
+    /// A range was removed. Where nobody has it that's noted, for whoever takes it into care before the removal is done.
+    pub fn note_removed(&mut self, span: Span) {
+        let mut outside = vec![span];
+        for inside in self.parts(span).iter().filter_map(Part::span) {
+            outside = without(&outside, inside);
+        }
+        for span in outside {
+            self.take_removed(span);
+            self.removed.push(span);
+        }
+    }
+
+    /// Takes out what was removed in `span` while nobody had it.
+    pub fn take_removed(&mut self, span: Span) -> Vec<Span> {
+        if self.removed.is_empty() {
+            return Vec::new();
+        }
+        let taken = self.removed.iter().filter_map(|removed| removed.intersection(&span)).collect();
+        self.removed = without(&self.removed, span);
         taken
     }
 
@@ -297,4 +324,170 @@ pub fn pages_in(bytes: u64) -> u32 {
 /// Bytes in `pages` pages.
 pub fn bytes_of(pages: u32) -> u64 {
     u64::from(pages) * page_size() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{Counts, Generation, Lost, RegionId, SlotId};
+    use std::collections::BTreeMap;
+
+    const BASE: u64 = 0x10_0000_0000;
+    const PAGES: u32 = 64;
+
+    fn span(first: u32, pages: u32) -> Span {
+        Span::new(BASE + bytes_of(first), bytes_of(pages)).unwrap()
+    }
+
+    fn part(first: u32, pages: u32) -> Part {
+        let addr = span(first, pages).start();
+        let shard = Shard::new(RegionId(first), pages, bytes_of(1), addr, Counts::default());
+        Part { region: Region::new(shard), piece: Piece { first: PageIndex(0), pages, addr } }
+    }
+
+    /// A part all of which stands in a slot.
+    fn part_out(first: u32, pages: u32) -> Part {
+        let part = part(first, pages);
+        {
+            let mut shard = part.region.lock();
+            shard.plan_move(PageIndex(0), PageIndex(pages), pages, SlotId(0), &|_| true);
+            shard.moved(PageIndex(0), pages, Generation::default, &mut Lost::default());
+        }
+        part
+    }
+
+    fn same(parts: &[Part], expected: &[(&Part, u32, u32, u32)]) {
+        let got: Vec<_> = parts.iter().map(|part| (Arc::as_ptr(&part.region), part.piece)).collect();
+        let wanted: Vec<_> = expected
+            .iter()
+            .map(|(part, first, pages, at)| {
+                let piece = Piece { first: PageIndex(*first), pages: *pages, addr: BASE + bytes_of(*at) };
+                (Arc::as_ptr(&part.region), piece)
+            })
+            .collect();
+        assert_eq!(got, wanted);
+    }
+
+    #[test]
+    fn a_range_in_the_middle_splits_what_it_is_taken_from() {
+        let mut directory = Directory::default();
+        let whole = part(4, 8);
+        directory.insert(&whole);
+        same(&directory.take(span(6, 3)), &[(&whole, 2, 3, 6)]);
+        same(&directory.all(), &[(&whole, 0, 2, 4), (&whole, 5, 3, 9)]);
+        assert!(directory.find(BASE + bytes_of(6)).is_none());
+        assert_eq!(directory.find(BASE + bytes_of(9)).unwrap().1, PageIndex(5));
+        assert!(!directory.overlaps(span(6, 3)) && directory.overlaps(span(5, 3)));
+    }
+
+    /// Against a map from each page to what is there, for thousands of inserted and taken ranges.
+    #[test]
+    fn it_is_a_map_from_pages_to_pages_of_regions() {
+        let mut seed = 1u64;
+        let mut below = |n: u32| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            u32::try_from(seed >> 33).unwrap() % n
+        };
+        let mut directory = Directory::default();
+        let mut flat: BTreeMap<u32, (*const Region, PageIndex)> = BTreeMap::new();
+        let mut taken: Vec<Part> = Vec::new();
+        for _ in 0..20_000 {
+            let first = below(PAGES);
+            let range = span(first, 1 + below(PAGES - first));
+            let (low, high) = (first, first + pages_in(range.len()));
+            let flat_there = flat.range(low..high).count();
+            assert_eq!(directory.overlaps(range), flat_there > 0);
+            let held: u32 = directory.parts(range).iter().map(|part| part.piece.pages).sum();
+            assert_eq!(held as usize, flat_there);
+            if flat_there == 0 {
+                // What was taken comes back somewhere else, as after an mremap, or something new comes.
+                let new = match taken.pop() {
+                    Some(mut old) if old.piece.pages <= high - low => {
+                        old.piece.addr = range.start();
+                        old
+                    }
+                    _ => part(low, high - low),
+                };
+                directory.insert(&new);
+                for at in 0..new.piece.pages {
+                    flat.insert(low + at, (Arc::as_ptr(&new.region), new.piece.first.plus(at)));
+                }
+            } else {
+                for part in directory.take(range) {
+                    for at in 0..part.piece.pages {
+                        let page = pages_in(part.piece.addr - BASE) + at;
+                        let there = (Arc::as_ptr(&part.region), part.piece.first.plus(at));
+                        assert_eq!(flat.remove(&page), Some(there));
+                    }
+                    taken.push(part);
+                }
+                assert_eq!(flat.range(low..high).count(), 0);
+            }
+            let page = below(PAGES);
+            let found = directory.find(BASE + bytes_of(page) + 5).map(|(region, at)| (Arc::as_ptr(region), at));
+            assert_eq!(found, flat.get(&page).copied());
+        }
+    }
+
+    #[test]
+    fn what_is_out_and_landed_on_is_what_the_next_event_is_about() {
+        let mut directory = Directory::default();
+        let (old, new) = (part_out(0, 4), part_out(8, 2));
+        directory.insert(&old);
+        assert!(directory.land_on(span(1, 2)).is_empty());
+        let mut landed = new.clone();
+        landed.piece.addr = span(1, 2).start();
+        directory.insert(&landed);
+        assert!(old.region.lock().address(PageIndex(1)).is_none(), "it is nowhere for the moment");
+        let about = directory.explain(span(0, 4));
+        same(&about.parts, &[(&old, 1, 2, 1), (&old, 0, 1, 0), (&old, 3, 1, 3)]);
+        same(&directory.all(), &[(&new, 0, 2, 1)]);
+        same(&directory.explain(span(0, 4)).parts, &[(&new, 0, 2, 1)]);
+    }
+
+    #[test]
+    fn what_is_not_out_is_gone_when_something_lands_on_it() {
+        let mut directory = Directory::default();
+        let old = part(0, 4);
+        directory.insert(&old);
+        same(&directory.land_on(span(1, 2)), &[(&old, 1, 2, 1)]);
+        same(&directory.explain(span(0, 4)).parts, &[(&old, 0, 1, 0), (&old, 3, 1, 3)]);
+    }
+
+    #[test]
+    fn the_end_of_an_old_mapping_spares_what_landed_there() {
+        let mut directory = Directory::default();
+        directory.leave(span(0, 4));
+        let new = part_out(8, 2);
+        assert!(directory.land_on(span(2, 2)).is_empty());
+        let mut landed = new.clone();
+        landed.piece.addr = span(2, 2).start();
+        directory.insert(&landed);
+        let about = directory.explain(span(0, 4));
+        assert!(about.parts.is_empty());
+        assert_eq!(about.left, [span(2, 2), span(0, 2)]);
+        same(&directory.all(), &[(&new, 0, 2, 2)]);
+    }
+
+    #[test]
+    fn once_nothing_changes_nothing_is_overdue() {
+        let mut directory = Directory::default();
+        let old = part_out(0, 1);
+        directory.insert(&old);
+        directory.land_on(span(0, 1));
+        let overdue: Vec<Part> = directory.nothing_overdue().collect();
+        same(&overdue, &[(&old, 0, 1, 0)]);
+        assert!(directory.explain(span(0, 1)).parts.is_empty());
+    }
+
+    #[test]
+    fn what_is_displaced_counts_as_out_and_goes_with_everything() {
+        let mut directory = Directory::default();
+        directory.insert(&part_out(0, 1));
+        assert!(directory.any_out());
+        directory.land_on(span(0, 1));
+        assert!(directory.all().is_empty() && directory.any_out());
+        assert_eq!(directory.take_all().len(), 1);
+        assert!(!directory.any_out());
+    }
 }

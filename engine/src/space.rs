@@ -209,6 +209,11 @@ impl Space {
             region: Arc::clone(&region),
             piece: Piece { first: PageIndex(0), pages, addr: span.start() },
         });
+        for removed in directory.take_removed(span) {
+            let first = PageIndex(pages_in(removed.start() - span.start()));
+            // A region that is new has nothing to lose.
+            region.lock().remove(first, pages_in(removed.len()), &mut Lost::default());
+        }
         Ok(region)
     }
 
@@ -345,11 +350,13 @@ impl Space {
     fn apply(&self, event: Event, directory: &mut Directory, lost: &mut Lost, children: &mut Vec<Arc<Self>>) {
         match event {
             Event::Remove(span) => {
+                directory.note_removed(span);
                 for part in directory.parts(span) {
                     part.region.lock().remove(part.piece.first, part.piece.pages, lost);
                 }
             }
             Event::Unmap(span) => {
+                directory.take_removed(span);
                 for part in directory.explain(span).parts {
                     let (_, moving) = part.region.lock().unmap(part.piece.first, part.piece.pages, lost);
                     if moving {

@@ -346,6 +346,31 @@ mod found {
         });
     }
 
+    /// A range nobody has in care is removed; before that is done it is taken into care, and its old page moved out.
+    #[test]
+    fn a_removal_that_was_read_before_the_range_was_in_care() {
+        ends_well(script(), |script| {
+            script.block(0, 1);
+            script.touch(0, 0, true);
+            script.move_out(0, false);
+            // The old mapping stays, registered and nobody's.
+            script.machine().mremap(1, 0, 1, 20, true);
+            script.finish(1);
+            script.touch(0, 0, true);
+            script.rest();
+            script.machine().remove(1, 0, 1, false);
+            script.go_on(1);
+            script.hear();
+            script.go_on(1);
+            script.manage(0, 1);
+            script.begin_move(0, true);
+            script.move_on(5);
+            script.go_on(1);
+            script.rest();
+            script.touch(2, 0, false);
+        });
+    }
+
     /// Fails once, then answers later or at once.
     struct Stutter {
         inner: Arc<SimStore>,
