@@ -22,6 +22,8 @@ impl Server {
     ///   or moved while nothing of it is registered, which raises no event, it must have been let go of before.
     /// * Its contents may go and come back behind its users' backs: no device writes to it, and no handler of the server's
     ///   needs it. Neither the allocator of this program nor the stacks of its threads live there.
+    /// * If the userfaultfd reports forks, this process forks by the bare system call alone: the C library's fork holds the allocator's
+    ///   locks until a handler, which may be waiting for them, has read of it.
     /// * It isn't registered with another userfaultfd, and whoever holds another descriptor of this one leaves the ranges alone.
     pub unsafe fn adopt_own(&self, uffd: Uffd, ranges: &[Span]) -> Result<SpaceId, ServerError> {
         let reach = LocalReach::new(self.inner.admission.staging_pages * page_bytes())?;

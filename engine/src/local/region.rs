@@ -34,7 +34,8 @@ use userswap_uffd::{Advice, Error, Features, Mapping, OpenMode, Protection, Span
 /// [`serves_system_calls`](Self::serves_system_calls) tells.
 ///
 /// # Forking
-/// With the privilege for it (CAP_SYS_PTRACE) forked children see the region as it was. Without, they don't have it mapped.
+/// Forked children don't have the region mapped. Serving them from here can't be made safe: the C library's fork holds the
+/// allocator's locks until the kernel's event of it has been read, by a thread that may be waiting for just those locks.
 pub struct PagedRegion {
     // Order matters: the engine lets go of the address space before the memory goes.
     keeper: Option<Keeper>,
@@ -103,14 +104,11 @@ impl PagedRegionBuilder {
             | Features::MOVE
             | Features::POISON;
         let (uffd, whole) = open(wanted)?;
-        let follows = uffd.features().contains(Features::EVENT_FORK);
         let page = page_size() as u64;
         let mapping = Mapping::new(self.bytes.next_multiple_of(page), Protection::READ_WRITE)?;
-        if !follows {
-            // Else a child would read zeros from what is out.
-            // SAFETY: needed because a child won't have the range; it is new, and the documentation says so.
-            unsafe { madvise(mapping.span(), Advice::DontFork)? };
-        }
+        // Else a child would read zeros from what is out.
+        // SAFETY: needed because a child won't have the range; it is new, and the documentation says so.
+        unsafe { madvise(mapping.span(), Advice::DontFork)? };
         let engine = match self.engine {
             Some(engine) => engine,
             None => Arc::new(Engine::builder(self.store).build()?),
@@ -126,12 +124,9 @@ impl PagedRegionBuilder {
     }
 }
 
-/// The most this process is allowed: with forks followed, without, or without faults inside system calls. Says whether those
-/// are served.
+/// The most this process is allowed: with faults inside system calls, or without. Says whether those are served.
 fn open(wanted: Features) -> Result<(Uffd, bool), Error> {
-    // Following forks needs a privilege that taking faults doesn't.
-    Uffd::open(wanted | Features::EVENT_FORK, OpenMode::Auto)
-        .or_else(|_| Uffd::open(wanted, OpenMode::Auto))
+    Uffd::open(wanted, OpenMode::Auto)
         .map(|uffd| (uffd, true))
         .or_else(|_| Ok((Uffd::open(wanted, OpenMode::UserModeOnly)?, false)))
 }
