@@ -3,7 +3,7 @@
 use userswap_tests::sim::{Options, Script, run_seeds};
 
 /// Every seed of the normal run.
-const SEEDS: std::ops::Range<u64> = 0..24_000;
+const SEEDS: std::ops::Range<u64> = 0..30_000;
 
 fn jobs() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
@@ -153,11 +153,11 @@ mod found {
     use parking_lot::Mutex;
     use std::io;
     use std::sync::Arc;
+    use userswap_engine::fault::FaultWork;
+    use userswap_engine::memory::Fault;
     use userswap_store::{
         Capabilities, Fetch, FetchKind, Handle, Page, PageKey, Stats, Store, StoreError, Waiter,
     };
-    use userswap_engine::fault::FaultWork;
-    use userswap_engine::memory::Fault;
     use userswap_tests::sim::machine::addr_of;
     use userswap_tests::sim::memory::Shared;
     use userswap_tests::sim::store::{Manners, SimStore};

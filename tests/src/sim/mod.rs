@@ -6,6 +6,7 @@
 //! own steps, and a [`world`] puts them together: whose step is next is all that chance decides, so a seed is a run.
 
 pub mod calls;
+mod ending;
 pub mod machine;
 pub mod memory;
 pub mod mover;

@@ -182,6 +182,8 @@ impl Machine {
         }
     }
 
+    /// Not while another thread changes what is mapped: the kernel tells of the two in either order, and a child that looks at
+    /// what was being changed while it was made needs a lock around both anyway.
     fn begin_fork(&mut self, thread: usize) {
         let proc = self.threads[thread].proc;
         let alive = self.procs.iter().filter(|proc| proc.alive).count();
