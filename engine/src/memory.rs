@@ -73,7 +73,8 @@ pub struct Order {
 pub enum Moved {
     /// It was carried out here and now, as far as the outcome says.
     Now(Outcome),
-    /// It was sent; if it succeeds a [`Event::Remap`] onto the slot says so.
+    /// It was sent; if it succeeds a [`Event::Remap`] onto the slot says so. For clients that don't use MADV_FREE on what is
+    /// in care: a page freed and written again while its order is out can't be told from one that is about to be emptied.
     Ordered,
 }
 
