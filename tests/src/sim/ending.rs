@@ -3,6 +3,8 @@
 use super::machine::{State, WINDOW, page_at};
 use super::page::Pte;
 use super::world::{PATIENCE, World};
+use userswap_engine::Space;
+use userswap_engine::core::{PageIndex, PageState};
 
 impl World {
     /// Runs until nobody has anything left to do.
@@ -167,13 +169,11 @@ impl World {
             let care = &self.cares[at];
             let _ = care.space.slots().reclaim(care.space.memory().as_ref());
             let standing = care.space.usage().standby;
-            let machine = self.machine.lock();
-            let poisoned =
-                machine.procs[care.proc].pages.iter().filter(|entry| entry.pte == Pte::Poison).count();
-            drop(machine);
-            let out = care.space.usage().out;
-            if !self.is_wrong() && (standing > 0 || out > poisoned as u64) {
-                self.fail(|| format!("{out} pages of {} stay out, {standing} of them standing", care.proc));
+            let out = still_out(&care.space);
+            if !self.is_wrong() && (standing > 0 || !out.is_empty()) {
+                self.fail(|| {
+                    format!("of {}, {standing} pages stay standing, and out stays {out}", care.proc)
+                });
             }
         }
     }
@@ -201,4 +201,21 @@ impl World {
             }
         }
     }
+}
+
+/// The pages that are out and not poisoned, with their addresses and states.
+fn still_out(space: &Space) -> String {
+    let mut out = Vec::new();
+    for part in space.parts() {
+        let shard = part.region.lock();
+        for page in (0..shard.len()).map(PageIndex) {
+            let state = shard.state(page);
+            if !state.is_out() || matches!(state, PageState::Poisoned(_)) {
+                continue;
+            }
+            let addr = shard.address(page).map(|(addr, _)| page_at(addr));
+            out.push(format!("{page:?} of {:?} at {addr:?}: {state:?}", shard.id()));
+        }
+    }
+    out.join(", ")
 }
