@@ -21,8 +21,11 @@ use userswap_engine::{
 };
 use userswap_ipc::{Child, ClientLink, Connection, Listener, Peer, Received, Wait};
 use userswap_policy::Budget;
-use userswap_store::Store;
+use userswap_store::{Budget as Upkeep, Store};
 use userswap_uffd::page_bytes;
+
+/// How much the store may tidy up a second, in bytes.
+const UPKEEP: u64 = 16 << 20;
 
 /// Why the server, or something asked of it, failed.
 #[derive(Debug, thiserror::Error)]
@@ -336,6 +339,8 @@ impl Inner {
         while !self.stop.load(Ordering::Acquire) {
             // Children that never connect are known to be gone only by looking.
             self.engine().sweep();
+            // Space that moving in and out left scattered goes back to the system, a little at a time.
+            self.engine().store().maintain(Upkeep::bytes(UPKEEP));
             self.past.lock().retain(|steward| !steward.is_over());
             let Some(listener) = &self.listener else {
                 std::thread::sleep(Duration::from_millis(100));

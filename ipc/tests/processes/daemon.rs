@@ -19,7 +19,7 @@ use userswap_ipc::{
     Wait, adopt, handshake,
 };
 use userswap_uffd::{
-    CopyMode, Event, Features, Message, RegisterMode, Span, Uffd, open_device, page_bytes, page_size,
+    CopyMode, Event, Features, Message, RegisterMode, Span, Stop, Uffd, open_device, page_bytes, page_size,
 };
 
 use crate::client::PAGES;
@@ -216,8 +216,15 @@ fn serve(uffd: &Uffd, saved: &Mutex<HashMap<u64, Vec<u8>>>, stop: &AtomicBool, e
                     let saved = saved.lock().unwrap();
                     let page =
                         saved.get(&fault.addr).unwrap_or_else(|| panic!("{:#x} isn't out", fault.addr));
-                    let outcome = uffd.copy(fault.addr, page, CopyMode::default());
-                    assert!(outcome.is_complete() || outcome.done == 0, "{outcome:?}");
+                    match uffd.copy(fault.addr, page, CopyMode::default()).stop {
+                        None => {}
+                        // Whoever brought it may have woken its waiters before this one slept. And who is to try again because an
+                        // event stands before the page had better fault again: it may be the next that is read.
+                        Some(Stop::Present | Stop::Busy) => {
+                            uffd.wake(Span::page_of(fault.addr).unwrap()).unwrap();
+                        }
+                        Some(stop) => panic!("{stop:?}"),
+                    }
                 }
                 Message::Event(event) => drop(events.send(event)),
             }
