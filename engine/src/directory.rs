@@ -424,7 +424,8 @@ mod tests {
                 assert_eq!(flat.range(low..high).count(), 0);
             }
             let page = below(PAGES);
-            let found = directory.find(BASE + bytes_of(page) + 5).map(|(region, at)| (Arc::as_ptr(region), at));
+            let found =
+                directory.find(BASE + bytes_of(page) + 5).map(|(region, at)| (Arc::as_ptr(region), at));
             assert_eq!(found, flat.get(&page).copied());
         }
     }

@@ -153,11 +153,11 @@ mod found {
     use parking_lot::Mutex;
     use std::io;
     use std::sync::Arc;
+    use userswap_engine::fault::FaultWork;
+    use userswap_engine::memory::Fault;
     use userswap_store::{
         Capabilities, Fetch, FetchKind, Handle, Page, PageKey, Stats, Store, StoreError, Waiter,
     };
-    use userswap_engine::fault::FaultWork;
-    use userswap_engine::memory::Fault;
     use userswap_tests::sim::machine::addr_of;
     use userswap_tests::sim::memory::Shared;
     use userswap_tests::sim::store::{Manners, SimStore};
