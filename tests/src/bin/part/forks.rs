@@ -3,7 +3,7 @@
 use crate::sys::{all_hold, fork, reap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use userswap_engine::Keep;
+use userswap_engine::{EvictError, Keep};
 use userswap_engine::core::Transition;
 use userswap_tests::own::{Own, move_mapping, remove};
 use userswap_tests::plain::PlainStore;
@@ -123,7 +123,11 @@ fn while_threads_fault_and_evict(own: &Own) {
                 if random.one_in(5) {
                     own.space.bring_back(part, 16).unwrap();
                 } else {
-                    own.space.move_out(part, u64::MAX, keep).unwrap();
+                    match own.space.move_out(part, u64::MAX, keep) {
+                        // Children that are still there may stand in every slot.
+                        Ok(_) | Err(EvictError::NoSlot) => {}
+                        Err(error) => panic!("{error}"),
+                    }
                 }
             }
         });
