@@ -3,8 +3,8 @@
 use crate::sys::{all_hold, fork, reap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use userswap_engine::{EvictError, Keep};
 use userswap_engine::core::Transition;
+use userswap_engine::{EvictError, Keep};
 use userswap_tests::own::{Own, move_mapping, remove};
 use userswap_tests::plain::PlainStore;
 use userswap_tests::random::Random;
