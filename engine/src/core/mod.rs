@@ -4,12 +4,16 @@
 //! region behind one `&mut`; the loops in [`crate::fault`] and [`crate::evict`] lock it for the few instructions a
 //! decision takes, act, and come back to record what the kernel answered. The simulator drives the same methods.
 
+mod around;
+mod events;
+mod flight;
 mod index;
 mod page;
 mod shard;
 mod transition;
 
+pub use flight::{Flight, Segment};
 pub use index::{Generation, PageIndex, RegionId, SlotId, SlotPage};
 pub use page::{Flags, PageState, PageTable};
-pub use shard::{Decision, Ended, Flight, Install, Kept, Lost, Piece, Segment, Shard, Vanished, Zeroed};
+pub use shard::{Decision, Ended, Install, Kept, Lost, Piece, Shard, Vanished, Zeroed};
 pub use transition::{Counts, Transition};

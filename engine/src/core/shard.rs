@@ -1,5 +1,7 @@
 //! All that is known of one region, and every decision about it.
 
+use super::around::Around;
+use super::flight::{Fate, Flight, Segment};
 use super::index::{Generation, PageIndex, RegionId, SlotId, SlotPage};
 use super::page::{Flags, PageState, PageTable};
 use super::transition::{Counts, Transition};
@@ -12,16 +14,16 @@ use userswap_store::Handle;
 #[derive(Clone, Debug)]
 pub struct Shard {
     id: RegionId,
-    pages: PageTable,
+    pub(super) pages: PageTable,
     /// Where the pages are mapped now, by page; more than one piece after a partial munmap or mremap.
-    mapped: Vec<Piece>,
+    pub(super) mapped: Vec<Piece>,
     /// Pages that are out or in flight. While it isn't zero the region stays registered.
     out: u32,
     /// Whether any of the region's range may be registered with the kernel.
     registered: bool,
     around: Around,
-    page_bytes: u64,
-    counts: Counts,
+    pub(super) page_bytes: u64,
+    pub(super) counts: Counts,
 }
 
 /// A stretch of the region that is mapped in one piece.
@@ -95,7 +97,7 @@ pub struct Lost {
 }
 
 impl Lost {
-    fn state(&mut self, state: PageState, flags: Flags) {
+    pub(super) fn state(&mut self, state: PageState, flags: Flags) {
         match state {
             PageState::Stored(handle) | PageState::Fetching(handle) | PageState::Poisoned(Some(handle)) => {
                 self.handles.push((handle, flags.has(Flags::SHARED)));
@@ -131,143 +133,6 @@ pub enum Kept {
 pub struct Vanished {
     /// Pages whose bytes had been out.
     pub out: u32,
-}
-
-/// A run of neighbouring pages being brought back together: the page a thread waits for, and those around it.
-/// Reused from fault to fault; holds no allocation that grows after the first.
-#[derive(Debug)]
-pub struct Flight {
-    first: PageIndex,
-    demand: u32,
-    pages: Vec<Passenger>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Passenger {
-    /// `Fetching` or `Recalling`, as it stands in the table while the flight is under way.
-    state: PageState,
-    generation: Generation,
-    fate: Fate,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Fate {
-    Waiting,
-    Loaded,
-    Failed,
-    Landed,
-}
-
-/// Neighbouring pages of a flight that can be installed by one call.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Segment {
-    /// Offset in the flight, and so in its buffer, in pages.
-    pub at: u32,
-    /// Length in pages.
-    pub pages: u32,
-    /// Where to install.
-    pub addr: u64,
-}
-
-impl Flight {
-    /// A flight with room for `capacity` pages.
-    pub fn with_capacity(capacity: usize) -> Self {
-        Self { first: PageIndex(0), demand: 0, pages: Vec::with_capacity(capacity) }
-    }
-
-    /// The number of pages aboard.
-    #[allow(clippy::cast_possible_truncation)] // bounded by the window
-    pub fn len(&self) -> u32 {
-        self.pages.len() as u32
-    }
-
-    /// Whether nobody is aboard.
-    pub fn is_empty(&self) -> bool {
-        self.pages.is_empty()
-    }
-
-    /// Which page of the flight a thread waits for.
-    pub fn demand(&self) -> u32 {
-        self.demand
-    }
-
-    /// The region page at `at`.
-    pub fn page(&self, at: u32) -> PageIndex {
-        self.first.plus(at)
-    }
-
-    /// The object the page at `at` is fetched from, and the generation it was stored under; `None` if it comes from a slot.
-    pub fn source(&self, at: u32) -> Option<(Handle, Generation)> {
-        match self.pages[at as usize] {
-            Passenger { state: PageState::Fetching(handle), generation, .. } => Some((handle, generation)),
-            _ => None,
-        }
-    }
-
-    /// The slot page the flight's first page comes from; the others follow it. `None` if it comes from the store.
-    pub fn slot(&self) -> Option<SlotPage> {
-        match self.pages.first()?.state {
-            PageState::Recalling(at) => Some(at),
-            _ => None,
-        }
-    }
-
-    /// Notes whether the bytes of the page at `at` are in the buffer.
-    pub fn loaded(&mut self, at: u32, ok: bool) {
-        self.pages[at as usize].fate = if ok { Fate::Loaded } else { Fate::Failed };
-    }
-
-    /// Whether the bytes of the page at `at` are still to come.
-    pub fn is_waiting(&self, at: u32) -> bool {
-        self.pages[at as usize].fate == Fate::Waiting
-    }
-
-    fn board(&mut self, state: PageState, generation: Generation) {
-        self.pages.push(Passenger { state, generation, fate: Fate::Waiting });
-    }
-}
-
-/// Fault-around: how many pages to bring in with one. Several threads may each read a stretch in order, so a few streams are
-/// followed at once; each one's window doubles while faults come where it ended. A fault that continues none starts a new stream of
-/// one page, in place of the one that went on least recently.
-#[derive(Clone, Copy, Debug, Default)]
-struct Around {
-    /// Most recently continued first.
-    streams: [Stream; STREAMS],
-}
-
-/// Streams followed in one region.
-const STREAMS: usize = 4;
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Stream {
-    /// The page after the last one brought in.
-    next: u32,
-    /// Pages brought in last; 0 for a stream that never was.
-    window: u32,
-}
-
-impl Stream {
-    /// A step over the edge of the last run, or a few pages past it, still continues it.
-    fn is_continued_by(self, page: PageIndex) -> bool {
-        page.0.wrapping_sub(self.next) < self.window
-    }
-}
-
-impl Around {
-    fn window(&mut self, page: PageIndex, most: u32) -> u32 {
-        let found = self.streams.iter().position(|stream| stream.is_continued_by(page));
-        let at = found.unwrap_or(STREAMS - 1);
-        let window = if found.is_some() { self.streams[at].window * 2 } else { 1 };
-        self.streams[..=at].rotate_right(1);
-        let window = window.clamp(1, most.max(1));
-        self.streams[0] = Stream { next: page.0 + 1, window };
-        window
-    }
-
-    fn ran_to(&mut self, end: u32) {
-        self.streams[0].next = end;
-    }
 }
 
 impl Shard {
@@ -339,7 +204,7 @@ impl Shard {
         })
     }
 
-    fn set(&mut self, page: PageIndex, state: PageState) {
+    pub(super) fn set(&mut self, page: PageIndex, state: PageState) {
         let was = self.pages.state(page).is_out();
         match (was, state.is_out()) {
             (false, true) => self.out += 1,
@@ -639,196 +504,5 @@ impl Shard {
             }
         }
         pending
-    }
-
-    // ---- events ----
-
-    /// The owner removed `pages` pages from `first` on (madvise): they read as zeros from now on.
-    pub fn remove(&mut self, first: PageIndex, pages: u32, lost: &mut Lost) -> Vanished {
-        let mut vanished = Vanished::default();
-        for page in (0..pages).map(|n| first.plus(n)) {
-            let state = self.pages.state(page);
-            if state.is_out() {
-                vanished.out += 1;
-            }
-            match state {
-                PageState::Moving(_) => {
-                    self.counts.hit(Transition::RemovedWhileMoving);
-                    self.pages.set_flags(page, self.pages.flags(page).with(Flags::DOOMED));
-                    continue;
-                }
-                PageState::Fetching(_) | PageState::Recalling(_) => {
-                    self.counts.hit(Transition::RemovedInFlight);
-                }
-                PageState::Stored(_) | PageState::Poisoned(_) => {
-                    self.counts.hit(Transition::RemovedStored);
-                    lost.state(state, self.pages.flags(page));
-                }
-                PageState::Standby(_) => {
-                    self.counts.hit(Transition::RemovedStandby);
-                    lost.state(state, self.pages.flags(page));
-                }
-                PageState::Absent | PageState::Resident | PageState::Zero | PageState::Zeroing => {
-                    self.counts.hit(Transition::RemovedResident);
-                }
-            }
-            self.set(page, PageState::Zero);
-            self.pages.set_flags(page, Flags::NONE);
-        }
-        vanished
-    }
-
-    /// The range is mapped no more. Says too whether a move order covered any of it, which a client that promised not
-    /// to unmap has broken its word by.
-    pub fn unmap(&mut self, first: PageIndex, pages: u32, lost: &mut Lost) -> (Vanished, bool) {
-        let mut vanished = Vanished::default();
-        let mut moving = false;
-        for page in (0..pages).map(|n| first.plus(n)) {
-            let state = self.pages.state(page);
-            if state.is_out() {
-                vanished.out += 1;
-                self.counts.hit(Transition::UnmappedOut);
-            }
-            match state {
-                PageState::Fetching(_) | PageState::Recalling(_) => {}
-                PageState::Moving(at) => {
-                    moving = true;
-                    lost.slots.push(at);
-                }
-                other => lost.state(other, self.pages.flags(page)),
-            }
-            self.set(page, PageState::Absent);
-            self.pages.set_flags(page, Flags::NONE);
-        }
-        self.cut(first, pages);
-        (vanished, moving)
-    }
-
-    /// The range was moved to `addr` by its owner.
-    pub fn remap(&mut self, first: PageIndex, pages: u32, addr: u64) {
-        self.counts.hit(Transition::Remapped);
-        self.cut(first, pages);
-        self.mapped.push(Piece { first, pages, addr });
-        self.mapped.sort_unstable_by_key(|piece| piece.first);
-    }
-
-    /// A piece cut so that of each part either all is out or nothing.
-    pub fn by_whereabouts(&self, piece: Piece) -> Vec<Piece> {
-        let mut parts: Vec<Piece> = Vec::new();
-        let mut before = None;
-        for at in 0..piece.pages {
-            let first = piece.first.plus(at);
-            let is_out = self.pages.state(first).is_out();
-            match parts.last_mut() {
-                Some(part) if before == Some(is_out) => part.pages += 1,
-                _ => {
-                    parts.push(Piece { first, pages: 1, addr: piece.addr + u64::from(at) * self.page_bytes })
-                }
-            }
-            before = Some(is_out);
-        }
-        parts
-    }
-
-    /// Something else stands where the range was mapped, and where it is now isn't known yet: [`remap`](Self::remap) or
-    /// [`unmap`](Self::unmap) follows. Until then nothing of it can be installed or moved out.
-    pub fn displace(&mut self, first: PageIndex, pages: u32) {
-        self.counts.hit(Transition::Displaced);
-        self.cut(first, pages);
-    }
-
-    /// Takes a range out of the mapped pieces.
-    fn cut(&mut self, first: PageIndex, pages: u32) {
-        let (start, end) = (first.0, first.0 + pages);
-        let mut left = Vec::with_capacity(self.mapped.len() + 1);
-        for piece in &self.mapped {
-            let (from, to) = (piece.first.0, piece.first.0 + piece.pages);
-            if start > from {
-                left.push(Piece { pages: start.min(to) - from, ..*piece });
-            }
-            if end < to {
-                let skip = end.max(from) - from;
-                left.push(Piece {
-                    first: piece.first.plus(skip),
-                    pages: piece.pages - skip,
-                    addr: piece.addr + u64::from(skip) * self.page_bytes,
-                });
-            }
-        }
-        self.mapped = left;
-    }
-
-    /// The child's shard after a fork. Stored pages are shared from now on: `share` is told of each. Pages that stand in
-    /// a slot, or are about to, are served from the same slot: `import` gives it a name in the child's address space.
-    pub fn fork(
-        &mut self,
-        counts: Counts,
-        mut share: impl FnMut(Handle),
-        mut import: impl FnMut(SlotPage) -> SlotPage,
-    ) -> Self {
-        let mut child = self.clone();
-        child.counts = counts;
-        for page in (0..self.len()).map(PageIndex) {
-            let state = match self.pages.state(page) {
-                PageState::Stored(handle) | PageState::Fetching(handle) => {
-                    self.counts.hit(Transition::ForkShared);
-                    share(handle);
-                    let flags = self.pages.flags(page).with(Flags::SHARED);
-                    self.pages.set_flags(page, flags);
-                    child.pages.set_flags(page, flags);
-                    PageState::Stored(handle)
-                }
-                PageState::Moving(_) if self.pages.flags(page).has(Flags::DOOMED) => {
-                    child.pages.set_flags(page, Flags::NONE);
-                    PageState::Zero
-                }
-                PageState::Standby(at) | PageState::Recalling(at) | PageState::Moving(at) => {
-                    self.counts.hit(Transition::ForkStandby);
-                    PageState::Standby(import(at))
-                }
-                // The marker in the page table was copied; the object stays with the parent.
-                PageState::Poisoned(_) => PageState::Poisoned(None),
-                // The parent's zero page is on its way; the child's isn't.
-                PageState::Zeroing => PageState::Zero,
-                settled => settled,
-            };
-            child.set(page, state);
-        }
-        child
-    }
-
-    /// Gives up everything: the address space is gone. Flights still out give up their own.
-    pub fn clear(&mut self, lost: &mut Lost) {
-        for page in (0..self.len()).map(PageIndex) {
-            match self.pages.state(page) {
-                PageState::Fetching(_) | PageState::Recalling(_) => {}
-                PageState::Moving(at) => lost.slots.push(at),
-                state => lost.state(state, self.pages.flags(page)),
-            }
-            self.set(page, PageState::Absent);
-        }
-        self.mapped.clear();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn interleaved_streams_keep_their_windows_and_strays_get_one_page() {
-        let mut around = Around::default();
-        let mut at = [0, 1_000, 2_000];
-        for round in 0..8 {
-            for page in &mut at {
-                let window = around.window(PageIndex(*page), 32);
-                assert_eq!(window, (1 << round).min(32), "round {round}");
-                *page += window;
-                around.ran_to(*page);
-            }
-        }
-        for page in [90_000, 70_000, 50_000, 80_000, 60_000] {
-            assert_eq!(around.window(PageIndex(page), 32), 1);
-        }
     }
 }
