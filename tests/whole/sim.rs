@@ -3,7 +3,7 @@
 use userswap_tests::sim::{Options, Script, run_seeds};
 
 /// Every seed of the normal run.
-const SEEDS: std::ops::Range<u64> = 0..30_000;
+const SEEDS: std::ops::Range<u64> = 0..50_000;
 
 fn jobs() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
