@@ -3,6 +3,7 @@
 //! Start with [`fault`]: read → decide → fetch → install. [`evict`] is the way out. Both are thin shells over the pure
 //! [`core`]; the [`memory`] seam says how an address space is reached, [`space`] holds its gate, [`engine`] the threads.
 
+mod brake;
 pub mod core;
 pub mod directory;
 pub mod engine;

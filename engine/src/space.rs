@@ -1,5 +1,6 @@
 //! One address space in care: its gate, its regions, its slots, and the events that change them.
 
+use crate::brake::Brake;
 use crate::core::{
     Counts, Generation, Lost, PageIndex, Piece, RegionId, Shard, SlotId, SlotPage, Transition,
 };
@@ -38,6 +39,7 @@ pub struct Space {
     pub(crate) pool: Arc<SlotPool>,
     parked: Mutex<Vec<Fault>>,
     has_parked: AtomicBool,
+    brake: Brake,
     /// Messages were left unread because the gate was held.
     unread: AtomicBool,
     /// Since the last read nothing was changing at some moment.
@@ -115,6 +117,7 @@ impl Space {
             pool,
             parked: Mutex::new(Vec::new()),
             has_parked: AtomicBool::new(false),
+            brake: Brake::default(),
             unread: AtomicBool::new(false),
             still: AtomicBool::new(false),
             shares,
@@ -317,6 +320,7 @@ impl Space {
             }
         }
         self.memory.read(batch)?;
+        self.brake.hold(&mut batch.faults);
         let mut children = Vec::new();
         if !batch.events.is_empty() {
             for event in batch.events.drain(..) {
@@ -476,12 +480,19 @@ impl Space {
 
     /// Whether faults are parked: the loop should come back soon.
     pub fn has_parked(&self) -> bool {
-        self.has_parked.load(Ordering::Acquire)
+        self.has_parked.load(Ordering::Acquire) || self.brake.holds()
+    }
+
+    /// Has every fault wait so long, 20 ms at most, before it is served; zero takes the brake off. For memory that comes in faster
+    /// than it can be moved out.
+    pub fn set_brake(&self, delay: Duration) {
+        self.brake.set(delay);
     }
 
     /// Takes the parked faults up again, to be decided anew.
     pub fn unpark(&self, batch: &mut Batch) {
-        if self.has_parked() {
+        self.brake.release(&mut batch.faults);
+        if self.has_parked.load(Ordering::Acquire) {
             let mut parked = self.parked.lock();
             self.has_parked.store(false, Ordering::Release);
             for fault in parked.drain(..) {
@@ -545,6 +556,7 @@ impl Space {
             }
         }
         self.parked.lock().clear();
+        self.brake.clear();
         self.release(&mut lost);
     }
 

@@ -55,6 +55,8 @@ pub struct Verdict {
     pub orders: Vec<Order>,
     /// When to look again.
     pub next: Duration,
+    /// How long a page that comes back is to wait, since pages come faster than they go; zero while they don't.
+    pub brake: Duration,
     /// Bytes over the limit now, 0 at or under it.
     pub over: u64,
 }
@@ -88,6 +90,15 @@ const IDLE: Duration = Duration::from_millis(250);
 /// How far ahead the inflow is met: the time between two looks and that of moving out.
 const AHEAD: Duration = Duration::from_millis(40);
 
+/// What came in once is half forgotten in so long. While pages are held back less comes in than soon may again.
+const HALVED: Duration = Duration::from_millis(200);
+
+/// No page waits longer.
+const LONGEST_BRAKE: Duration = Duration::from_millis(10);
+
+/// A brake this slight is none.
+const SHORTEST_BRAKE: Duration = Duration::from_micros(20);
+
 /// An order smaller than this isn't worth the round trip.
 const LEAST_ORDER: u64 = 256 << 10;
 
@@ -118,7 +129,8 @@ impl Limiter {
         let resident = movable + sample.fixed;
         self.note(sample, resident);
         let Some(shared) = self.allowed(sample.store) else {
-            return Verdict { orders: self.own_limits(sample), next: self.pause(None), over: 0 };
+            let orders = self.own_limits(sample);
+            return Verdict { orders, next: self.pause(None), brake: Duration::ZERO, over: 0 };
         };
         let margin = self.margin(shared);
         let mut orders = self.own_limits(sample);
@@ -127,9 +139,12 @@ impl Limiter {
             let excess = resident - shared.saturating_sub(margin).min(resident);
             share_out(sample.clients, movable, excess, &mut orders);
         }
+        let brake = brake(shared - margin / 2, shared, resident);
+        let next = self.pause(Some(shared.saturating_sub(resident)));
         Verdict {
             orders,
-            next: self.pause(Some(shared.saturating_sub(resident))),
+            next: if brake.is_zero() { next } else { next.min(SOONEST * 2) },
+            brake,
             over: resident.saturating_sub(shared),
         }
     }
@@ -155,9 +170,9 @@ impl Limiter {
             let gained = (resident + (sample.moved_out - last.moved_out.min(sample.moved_out)))
                 .saturating_sub(last.resident);
             let now = u128::from(gained) * 1_000_000_000 / passed.as_nanos();
-            // Forgotten by an eighth every so often, faster after a long pause.
-            let kept = self.inflow - self.inflow / 8;
-            self.inflow = u64::try_from(now).unwrap_or(u64::MAX).max(kept);
+            let halvings = passed.as_secs_f64() / HALVED.as_secs_f64();
+            let kept = Duration::from_nanos(self.inflow).mul_f64(0.5_f64.powf(halvings)).as_nanos();
+            self.inflow = u64::try_from(now.max(kept)).unwrap_or(u64::MAX);
         }
         self.last = Some(Last { at: sample.at, resident, moved_out: sample.moved_out });
     }
@@ -183,6 +198,14 @@ impl Limiter {
         let lasts = u128::from(to_go) * 1_000_000_000 / u128::from(self.inflow.max(1)) / 2;
         Duration::from_nanos(u64::try_from(lasts).unwrap_or(u64::MAX)).clamp(SOONEST, LATEST)
     }
+}
+
+/// How long a page waits: with more than `from` in memory the longer the more it is, by the square, and the longest at the limit. So
+/// what comes in settles between the two at what goes out, whether that is much or little.
+fn brake(from: u64, most: u64, resident: u64) -> Duration {
+    let share = resident.saturating_sub(from) as f64 / (most - from).max(1) as f64;
+    let brake = LONGEST_BRAKE.mul_f64(share.min(1.0).powi(2));
+    if brake < SHORTEST_BRAKE { Duration::ZERO } else { brake }
 }
 
 /// Shares `excess` out by size. Who is busy keeps its share for the next time.
@@ -231,7 +254,7 @@ mod tests {
     fn without_a_limit_it_only_looks_and_rarely() {
         for limits in [Limits::default(), Limits { resident: Some(0), total: Some(0), client: Some(0) }] {
             let verdict = Limiter::new(limits).judge(&sample(0, &[client(1, 900 * MIB)], 0));
-            assert_eq!(verdict, Verdict { orders: vec![], next: IDLE, over: 0 });
+            assert_eq!(verdict, Verdict { orders: vec![], next: IDLE, brake: Duration::ZERO, over: 0 });
         }
     }
 
@@ -276,7 +299,7 @@ mod tests {
         while limiter.inflow() > MIB {
             at += 10;
             limiter.judge(&sample(at, &[client(1, 62 * MIB)], 20 * MIB));
-            assert!(at < 1000, "still thought to grow by {}", limiter.inflow());
+            assert!(at < 2000, "still thought to grow by {}", limiter.inflow());
         }
     }
 
@@ -326,5 +349,48 @@ mod tests {
         }
         assert_eq!(over, 0);
         assert!(now > 40 * MIB, "{now} left of 64 MiB");
+    }
+
+    #[test]
+    fn the_brake_goes_on_below_the_limit_and_is_full_at_it() {
+        let mut limiter = Limiter::new(resident(64 * MIB));
+        let mut at = 0;
+        let mut brake = |bytes| {
+            at += 5;
+            limiter.judge(&sample(at, &[client(1, bytes)], 0)).brake
+        };
+        assert_eq!(brake(62 * MIB), Duration::ZERO);
+        assert!((1..LONGEST_BRAKE.as_micros()).contains(&brake(63 * MIB + MIB / 2).as_micros()));
+        assert_eq!(brake(64 * MIB), LONGEST_BRAKE);
+        assert_eq!(brake(u64::MAX / 2), LONGEST_BRAKE);
+        assert_eq!(brake(40 * MIB), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_comes_back_faster_than_it_goes_is_held_under_the_limit() {
+        // A thread brings 32 pages in with each fault and could do so every 75 us, 1.7 GiB a second. Much less goes out.
+        for rate in [50, 500] {
+            let mut limiter = Limiter::new(resident(64 * MIB));
+            let (mut now, mut moved_out, mut owed, mut at) = (60 * MIB, 0u64, 0u64, Duration::ZERO);
+            while at < Duration::from_secs(20) {
+                let clients = [Footprint { busy: owed > 0, ..client(1, now) }];
+                let verdict = limiter.judge(&Sample { at, ..sample(0, &clients, moved_out) });
+                assert!(at < Duration::from_secs(5) || verdict.over == 0, "{} over at {at:?}", verdict.over);
+                owed += verdict.orders.iter().map(|order| order.bytes).sum::<u64>();
+                at += verdict.next;
+                let mut passed = verdict.next;
+                while !passed.is_zero() {
+                    let step = passed.min(Duration::from_micros(100));
+                    passed -= step;
+                    let each = Duration::from_micros(75) + verdict.brake;
+                    now += 128 * 1024 * u64::try_from(step.as_nanos()).unwrap()
+                        / u64::try_from(each.as_nanos()).unwrap();
+                    let out = owed.min(per(rate * MIB, step)).min(now);
+                    (now, moved_out, owed) = (now - out, moved_out + out, owed - out);
+                }
+            }
+            // It isn't held back more than it takes: what can go out nearly all the time does.
+            assert!(moved_out > 20 * rate * MIB / 8 * 7, "{} MiB a second of {rate}", moved_out / MIB / 20);
+        }
     }
 }

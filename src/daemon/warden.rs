@@ -148,9 +148,13 @@ impl Shared {
                 over = verdict.over,
                 busy = out.len(),
                 orders = ?verdict.orders,
+                brake = ?verdict.brake,
                 next = ?verdict.next,
                 "looked"
             );
+            for (_, space) in self.server.engine().spaces() {
+                space.set_brake(verdict.brake);
+            }
             for order in verdict.orders {
                 if let Ok(answer) = self.server.begin_evict(order.pid, Some(order.bytes)) {
                     out.insert(order.pid, answer);
@@ -161,6 +165,9 @@ impl Shared {
                 self.poke.wait_for(&mut stop, verdict.next);
             }
             if *stop {
+                for (_, space) in self.server.engine().spaces() {
+                    space.set_brake(Duration::ZERO);
+                }
                 return;
             }
         }
