@@ -19,7 +19,9 @@ use userswap_engine::core::Counts;
 use userswap_engine::{
     Engine, EvictError, Histogram, MemoryError, MovedOut, Observer, Space, SpaceId, Watched,
 };
-use userswap_ipc::{Child, ClientLink, Connection, Listener, Peer, Received, Wait};
+use userswap_ipc::{
+    Child, ClientLink, Connection, LinkError, Listener, Peer, Received, TransportError, Wait,
+};
 use userswap_policy::Budget;
 use userswap_store::{Budget as Upkeep, Store};
 use userswap_uffd::page_bytes;
@@ -353,7 +355,7 @@ impl Inner {
                         std::thread::Builder::new().name("userswap-admit".into()).spawn(move || {
                             if let Err(error) = inner.admit(connection) {
                                 inner.refused.fetch_add(1, Ordering::Relaxed);
-                                tracing::warn!(error = %chain(&error), "a client was not taken on");
+                                tell_refused(&error);
                             }
                         });
                     if let Err(error) = admitting {
@@ -511,6 +513,20 @@ impl ClientEntry {
     }
 }
 
+/// Says why a client was not taken on. That it was gone sooner is what short lives come to, and no news.
+fn tell_refused(error: &ServerError) {
+    let gone = matches!(
+        error,
+        ServerError::Link(LinkError::Closed | LinkError::Transport(TransportError::Closed))
+            | ServerError::Memory(MemoryError::Gone)
+    );
+    if gone {
+        tracing::debug!(error = %chain(error), "a client was not taken on");
+    } else {
+        tracing::warn!(error = %chain(error), "a client was not taken on");
+    }
+}
+
 /// Tells the server what the engine sees.
 struct Watcher(Weak<Inner>);
 
@@ -526,7 +542,7 @@ impl Observer for Watcher {
         // Talking to the child would hold up everybody's faults.
         let enlisting = std::thread::Builder::new().name("userswap-admit".into()).spawn(move || {
             if let Err(error) = inner.enlist(child, id) {
-                tracing::warn!(error = %chain(&error), "a forked client was not taken on");
+                tell_refused(&error);
             }
         });
         if let Err(error) = enlisting {
