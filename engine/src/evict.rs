@@ -26,6 +26,9 @@ use userswap_uffd::{Outcome, Span, Stop, page_size};
 /// Pages brought back together when a whole range is.
 pub(crate) const AROUND: u32 = 64;
 
+/// How often pages that others bring back are looked after.
+const ON_THE_WAY: Duration = Duration::from_micros(100);
+
 /// What a move-out did, in pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct MovedOut {
@@ -488,26 +491,55 @@ impl Space {
     pub fn bring_back(self: &Arc<Self>, span: Span, around: u32) -> Result<u64, MemoryError> {
         let _mover = self.mover.lock();
         let mut work = FaultWork::new(around);
-        let mut brought = 0;
-        for part in self.live_parts(span) {
-            let before = part.region.lock().out();
-            for page in (0..part.piece.pages).map(|n| part.piece.first.plus(n)) {
-                let addr = {
-                    let shard = part.region.lock();
-                    match shard.state(page) {
-                        PageState::Stored(_) | PageState::Standby(_) => shard.address(page),
-                        _ => None,
-                    }
-                };
-                if let Some((addr, _)) = addr {
-                    work.run(self, Fault { addr, write: false, thread: None });
-                }
-            }
-            brought += u64::from(before.saturating_sub(part.region.lock().out()));
+        let before = self.out_in(span);
+        // What others are bringing back, or the store will give later, is waited for; what had to go back is asked for again.
+        while self.ask_back(&mut work, span) {
+            std::thread::sleep(ON_THE_WAY);
         }
+        let brought = u64::from(before.saturating_sub(self.out_in(span)));
         self.unregister_if_back()?;
         self.pool.reclaim(self.memory().as_ref())?;
         Ok(brought)
+    }
+
+    /// Asks for every page of `span` that is out and not on its way. Whether some are on their way then, for longer than this call.
+    fn ask_back(self: &Arc<Self>, work: &mut FaultWork, span: Span) -> bool {
+        let mut on_the_way = false;
+        for part in self.live_parts(span) {
+            for page in (0..part.piece.pages).map(|n| part.piece.first.plus(n)) {
+                let state = part.region.lock().state(page);
+                if let PageState::Stored(_) | PageState::Standby(_) = state
+                    && let Some((addr, _)) = part.region.lock().address(page)
+                {
+                    work.run(self, Fault { addr, write: false, thread: None });
+                }
+            }
+            let shard = part.region.lock();
+            on_the_way |= (0..part.piece.pages).map(|n| part.piece.first.plus(n)).any(|page| {
+                // A page that isn't mapped any more is nobody's to wait for.
+                matches!(
+                    shard.state(page),
+                    PageState::Fetching(_)
+                        | PageState::Recalling(_)
+                        | PageState::Stored(_)
+                        | PageState::Standby(_)
+                ) && shard.address(page).is_some()
+            });
+        }
+        on_the_way
+    }
+
+    /// Pages out in the parts of `span`, lost ones aside.
+    fn out_in(&self, span: Span) -> u32 {
+        self.live_parts(span)
+            .iter()
+            .map(|part| {
+                let shard = part.region.lock();
+                let pages = (0..part.piece.pages).map(|n| part.piece.first.plus(n));
+                let out = pages.filter(|page| shard.state(*page).is_out()).count();
+                u32::try_from(out).unwrap_or(u32::MAX)
+            })
+            .sum()
     }
 
     /// Takes every region with a part in `span` out of care, all of it, bringing back what is out. Its range is left to the kernel.

@@ -44,6 +44,8 @@ pub struct FaultWork {
     /// What went in and has waiters to be woken, from and to.
     asleep: Option<(u64, u64)>,
     waiter: Waiter,
+    /// How often a fetch that fails late is tried again.
+    tries: u32,
     /// When the fault's message was read, if the time it takes is to be told.
     read_at: Option<Instant>,
 }
@@ -90,6 +92,7 @@ impl FaultWork {
             installed_at: None,
             asleep: None,
             waiter: Waiter::none(),
+            tries: RETRIES,
             read_at: None,
         }
     }
@@ -169,6 +172,26 @@ impl FaultWork {
         self.flight.loaded(at, ok);
     }
 
+    /// Whether a fetch that failed late is worth another: the error may pass, and a thread waits for the page.
+    pub(crate) fn may_try_again(&self, at: u32, error: &StoreError) -> bool {
+        at == self.flight.demand() && at < self.flight.len() && self.tries > 0 && error.is_retryable()
+    }
+
+    /// Asks for a page again that failed late with `error`. Completions go to `waiter`.
+    pub(crate) fn try_again(&mut self, space: &Space, at: u32, waiter: &Waiter, error: &StoreError) {
+        self.tries -= 1;
+        let wanted = self.wanted[at as usize];
+        let page = &mut self.bytes[at as usize * page_size()..][..page_size()];
+        match fetch_again(space, wanted, page, waiter) {
+            Some(Fetch::Ready) => self.flight.loaded(at, true),
+            Some(Fetch::Pending) => {}
+            None => {
+                space.note_store_error(wanted.key, error);
+                self.flight.loaded(at, false);
+            }
+        }
+    }
+
     /// Where completions go, and the pages brought in together at most.
     pub(crate) fn set_waiter(&mut self, waiter: Waiter) {
         self.waiter = waiter;
@@ -185,6 +208,7 @@ impl FaultWork {
         self.asked = None;
         self.refused = false;
         self.installed_at = None;
+        self.tries = RETRIES;
         let Some((region, page)) = directory.find(fault.addr) else {
             // A slot, the sentinel, or a range that is registered still though all of it is back.
             self.region = None;

@@ -3,7 +3,7 @@
 use crate::fault::{FaultWork, Next};
 use crate::space::Space;
 use parking_lot::Mutex;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use userswap_store::{Completion, StoreError, Waiter};
 
 /// A flight whose bytes are on their way from a store that doesn't answer at once.
@@ -11,6 +11,8 @@ struct Pending {
     space: Arc<Space>,
     /// Taken by whoever finishes it. The token of a completion is the page's place in the flight.
     work: Mutex<Option<FaultWork>>,
+    /// Itself, for asking the store again.
+    me: Weak<Self>,
 }
 
 impl Completion for Pending {
@@ -18,7 +20,12 @@ impl Completion for Pending {
         let mut held = self.work.lock();
         let Some(work) = held.as_mut() else { return };
         if let Ok(at) = u32::try_from(token) {
-            work.arrived(&self.space, at, page);
+            match (page, self.me.upgrade()) {
+                (Err(error), Some(me)) if work.may_try_again(at, &error) => {
+                    work.try_again(&self.space, at, &Waiter::new(me, token), &error);
+                }
+                (page, _) => work.arrived(&self.space, at, page),
+            }
         }
         if work.is_waiting() {
             return;
@@ -35,7 +42,11 @@ impl Completion for Pending {
 pub(crate) fn load(work: &mut FaultWork, space: &Arc<Space>) -> Next {
     let fresh = FaultWork::new(work.around());
     let flying = std::mem::replace(work, fresh);
-    let pending = Arc::new(Pending { space: Arc::clone(space), work: Mutex::new(Some(flying)) });
+    let pending = Arc::new_cyclic(|me| Pending {
+        space: Arc::clone(space),
+        work: Mutex::new(Some(flying)),
+        me: Weak::clone(me),
+    });
     let waiter = Waiter::new(Arc::clone(&pending) as Arc<dyn Completion>, 0);
     // Completions wait for this lock until every page has been asked for.
     let mut held = pending.work.lock();

@@ -2,6 +2,7 @@
 
 use crate::child::{self, Part, Scratch};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use userswap::{Contract, Server, ServerBuilder};
 use userswap_engine::core::Transition;
 use userswap_tests::plain::PlainStore;
@@ -212,5 +213,34 @@ fn a_fork_of_a_client_with_nothing_out_is_seen() {
         });
         client.ask("look", "child saw all");
         daemon.nothing_left();
+    }
+}
+
+/// Forks in the middle of moves, by the C library's fork, which holds the allocator's locks until the fork has been read of.
+#[test]
+fn forks_among_moves_are_seen_and_nothing_is_missed() {
+    let _watch = Watchdog::new("forks_among_moves_are_seen_and_nothing_is_missed");
+    for contract in [Contract::Extended, Contract::Strict] {
+        for _ in 0..rounds(3, 50) {
+            let daemon = Daemon::start(contract, |builder| builder);
+            let mut client = daemon.client();
+            let (pid, end) = (client.pid(), AtomicBool::new(false));
+            std::thread::scope(|scope| {
+                let evicting = scope.spawn(|| {
+                    while !end.load(Ordering::Relaxed) {
+                        daemon.server.evict(pid, None).unwrap();
+                    }
+                });
+                client.ask("churn", "churning");
+                client.ask("fork again and again", "children ended well");
+                client.ask("rest", "rested");
+                end.store(true, Ordering::Relaxed);
+                evicting.join().unwrap();
+            });
+            client.ask("check", "checked");
+            client.say("end");
+            client.wait();
+            daemon.nothing_left();
+        }
     }
 }

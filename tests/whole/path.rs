@@ -79,15 +79,11 @@ impl Tracer {
     fn count_until(self, done: impl Fn() -> bool) -> BTreeMap<u64, u64> {
         let mut calls = BTreeMap::new();
         while !done() {
-            let mut status = 0;
-            // SAFETY: needed because the C library has no safe form; the kernel writes the one integer given.
-            let stopped = unsafe { libc::waitpid(self.0, &raw mut status, libc::__WALL | libc::WNOHANG) };
-            if stopped == 0 {
+            let Some(signal) = self.stopped(libc::WNOHANG) else {
                 std::thread::yield_now();
                 continue;
-            }
-            assert!(stopped == self.0 && libc::WIFSTOPPED(status), "{stopped}: {status:#x}");
-            if libc::WSTOPSIG(status) == libc::SIGTRAP | 0x80
+            };
+            if signal == libc::SIGTRAP | 0x80
                 && let Some(number) = self.entered()
             {
                 *calls.entry(number).or_default() += 1;
@@ -96,7 +92,22 @@ impl Tracer {
             let gone_on = unsafe { libc::ptrace(libc::PTRACE_SYSCALL, self.0, 0, 0) };
             assert_eq!(gone_on, 0, "{}", io::Error::last_os_error());
         }
+        // It is let go of where it stops next: a traced thread that is killed waits for its tracer.
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::ptrace(libc::PTRACE_INTERRUPT, self.0, 0, 0) }, 0);
+        assert!(self.stopped(0).is_some());
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::ptrace(libc::PTRACE_DETACH, self.0, 0, 0) }, 0);
         calls
+    }
+
+    /// The signal it stopped with, if it has.
+    fn stopped(&self, how: libc::c_int) -> Option<i32> {
+        let mut status = 0;
+        // SAFETY: needed because the C library has no safe form; the kernel writes the one integer given.
+        let stopped = unsafe { libc::waitpid(self.0, &raw mut status, libc::__WALL | how) };
+        assert!(stopped == 0 || stopped == self.0 && libc::WIFSTOPPED(status), "{stopped}: {status:#x}");
+        (stopped != 0).then(|| libc::WSTOPSIG(status))
     }
 
     /// The system call it is about to make, if it stopped for that.
@@ -107,7 +118,7 @@ impl Tracer {
         // SAFETY: as above; the kernel writes no more than the size it is told.
         let got = unsafe { libc::ptrace(libc::PTRACE_GET_SYSCALL_INFO, self.0, size, &raw mut info) };
         assert!(got > 0, "{}", io::Error::last_os_error());
-        // SAFETY: needed because it is a union; at an entry this is the part the kernel filled in.
+        // SAFETY: needed because it is a union of integers, all of which any bits are values of; it is zeroed where the kernel left it.
         (info.op == libc::PTRACE_SYSCALL_INFO_ENTRY).then_some(unsafe { info.u.entry.nr })
     }
 }

@@ -67,6 +67,10 @@ fn play(builder: Builder) {
             "wait on a page" => println!("{}", wait_on(pages)),
             "still waiting" => println!("{}", userfault_waiters()),
             "fork" => println!("{}", if fork(pages) { "child ended well" } else { "child ended badly" }),
+            "fork again and again" => {
+                let well = (0..20).all(|_| sys::reap(sys::fork(|| sys::all_hold(pages, value))));
+                println!("{}", if well { "children ended well" } else { "children ended badly" });
+            }
             "leave a child" => {
                 let child = sys::fork(|| {
                     sys::tell("child here\n");

@@ -1,6 +1,6 @@
 //! Forks of a program that pages itself.
 
-use crate::sys::{all_hold, fork, reap};
+use crate::sys::{all_hold, fork_bare as fork, reap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use userswap_engine::core::Transition;

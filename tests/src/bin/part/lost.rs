@@ -32,7 +32,7 @@ pub(crate) fn run() {
     assert_eq!(sys::system_call_on(own.pages.address(LOST)), libc::EFAULT);
     assert_eq!(own.space.troubles().1, 1, "one page is poisoned");
     // A forked child finds it no better.
-    let child = sys::fork(|| sys::system_call_on(own.pages.address(LOST)) == libc::EFAULT);
+    let child = sys::fork_bare(|| sys::system_call_on(own.pages.address(LOST)) == libc::EFAULT);
     assert!(sys::reap(child));
     // Whoever gives the page up can use it again.
     remove(own.pages.part(LOST, 1).span());

@@ -8,17 +8,34 @@ pub(crate) fn become_user(id: u32) {
     // SAFETY: needed because the C library has no safe form. No memory is passed; the process has one thread.
     let answers = unsafe { [libc::setgroups(0, std::ptr::null()), libc::setgid(id), libc::setuid(id)] };
     assert_eq!(answers, [0; 3], "{}", std::io::Error::last_os_error());
+    // Forgotten with the privileges.
+    die_with_parent();
 }
 
-/// Forks, runs `child` in the child, and ends the child with what it answers.
+/// Has this process killed when the test that started it ends, however that is.
+pub(crate) fn die_with_parent() {
+    // SAFETY: needed because the C library has no safe form. No memory is passed.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+}
+
+/// Forks as programs do, runs `child` in the child, and ends the child with what it answers.
 ///
 /// The child has one thread and may hold locks of threads it hasn't: `child` neither allocates nor prints, unless it fails.
 pub(crate) fn fork(child: impl FnOnce() -> bool) -> i32 {
-    // The bare call: the C library's takes the allocator's locks, and a handler in this very process that waits for one
-    // would never read the event that the fork waits for.
-    // SAFETY: needed because a fork copies a process in the middle of what its threads do. The child calls nothing that takes locks.
-    let answer = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
-    match i32::try_from(answer).unwrap_or(-1) {
+    // SAFETY: needed because fork copies a process in the middle of what its threads do. The child calls nothing that takes locks.
+    forked(unsafe { libc::fork() }, child)
+}
+
+/// As [`fork`], past the C library. That holds the allocator's locks over the system call, which ends only when the fork has been
+/// read of: handlers that live in the forking process and wait for the allocator would never get to that.
+pub(crate) fn fork_bare(child: impl FnOnce() -> bool) -> i32 {
+    // SAFETY: as in `fork`. The C library in the child believes itself to be its parent, and nobody asks it for anything.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+    forked(i32::try_from(pid).unwrap_or(-1), child)
+}
+
+fn forked(pid: i32, child: impl FnOnce() -> bool) -> i32 {
+    match pid {
         -1 => panic!("fork: {}", std::io::Error::last_os_error()),
         0 => {
             let code = i32::from(!child());
