@@ -507,10 +507,15 @@ impl Space {
         let mut on_the_way = false;
         for part in self.live_parts(span) {
             for page in (0..part.piece.pages).map(|n| part.piece.first.plus(n)) {
-                let state = part.region.lock().state(page);
-                if let PageState::Stored(_) | PageState::Standby(_) = state
-                    && let Some((addr, _)) = part.region.lock().address(page)
-                {
+                // The lock is let go before the work, which takes it.
+                let wanted = {
+                    let shard = part.region.lock();
+                    match shard.state(page) {
+                        PageState::Stored(_) | PageState::Standby(_) => shard.address(page),
+                        _ => None,
+                    }
+                };
+                if let Some((addr, _)) = wanted {
                     work.run(self, Fault { addr, write: false, thread: None });
                 }
             }
