@@ -85,7 +85,7 @@ impl FaultWork {
             bytes: vec![0; around * page_size()],
             wanted: vec![Wanted { handle: Handle::MIN, key }; around],
             results: (0..around).map(|_| Ok(Fetch::Ready)).collect(),
-            lost: Lost::default(),
+            lost: Lost::with_capacity(around),
             at: 0,
             asked: None,
             refused: false,

@@ -20,6 +20,7 @@ mod ring;
 pub mod shares;
 pub mod slots;
 pub mod space;
+mod steer;
 pub mod watched;
 
 pub use engine::{Engine, EngineBuilder, Observer, SpaceId, Unobserved};

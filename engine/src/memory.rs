@@ -48,10 +48,18 @@ pub struct Batch {
     pub faults: Vec<Fault>,
     /// There may be more to read.
     pub more: bool,
+    /// No more than one message is to be read, so that others can read the next: whoever wakes a thread may have to wait until that
+    /// thread stops again.
+    pub one: bool,
 }
 
 impl Batch {
-    /// Empties it, keeping the space.
+    /// Room for what one read brings, so that reading allocates nothing.
+    pub fn with_capacity(messages: usize) -> Self {
+        Self { faults: Vec::with_capacity(messages), ..Self::default() }
+    }
+
+    /// Empties it, keeping the space, and how much to read.
     pub fn clear(&mut self) {
         self.events.clear();
         self.faults.clear();

@@ -14,6 +14,7 @@
 //! only. Figures are in `docs/performance.md`.
 
 use crate::memory::Fault;
+use crate::steer::Steering;
 use parking_lot::{Condvar, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -24,13 +25,12 @@ use userswap_uffd::cpu;
 const CLOSE: Duration = Duration::from_millis(1);
 /// …once there are so many.
 const BURST: u32 = 8;
-/// How many faults pass between two looks at where their thread runs: at first, and when it has stayed there for long.
-const FOLLOW: u32 = 8;
-const SELDOM: u32 = 32;
 /// How often the watchdog looks.
 const TICK: Duration = Duration::from_millis(4);
 /// After so many looks without a fault everything goes to rest.
 const QUIET: u32 = 5;
+/// How soon a helper is called again, at least: doubled for each that found nothing to do, up to 256-fold.
+const CALL_AGAIN: Duration = Duration::from_millis(1);
 /// How long the lead stays out of the idle class after it was starved there: doubled each time, up to sixteen-fold.
 const BACK_OFF: Duration = Duration::from_millis(50);
 
@@ -38,15 +38,17 @@ const BACK_OFF: Duration = Duration::from_millis(50);
 pub(crate) struct Placement {
     /// Whether the idle class may be used at all.
     may_idle: bool,
-    handlers: usize,
-    lead: AtomicU32,
-    /// Handlers that serve now, the lead included.
-    awake: AtomicUsize,
+    /// The handlers' thread numbers, the lead's first.
+    threads: Vec<AtomicU32>,
+    /// Which of them serves whom.
+    pub(crate) steering: Steering,
+    /// Handlers beside the lead that serve now.
+    helpers: AtomicUsize,
     /// Faults served, by all.
     served: AtomicU64,
+    busy: AtomicU64,
     /// Counts bursts ended: what a handler knew of its own place is void then.
     parted: AtomicU64,
-    lead_cpu: AtomicUsize,
     watch: Mutex<Watch>,
     changed: Condvar,
     stop: AtomicBool,
@@ -57,41 +59,62 @@ struct Watch {
     close: bool,
     not_before: Option<Instant>,
     back_off: u32,
+    /// Which handlers are called to help.
+    called: Vec<bool>,
+    /// Helpers that found nothing to do, one after the other: the more, the longer until the next is called.
+    idlers: u32,
+    no_call_before: Option<Instant>,
 }
 
 impl Placement {
     pub(crate) fn new(handlers: usize, adapt: bool) -> Self {
         Self {
             may_idle: adapt && can_leave_idle(),
-            handlers,
-            lead: AtomicU32::new(0),
-            awake: AtomicUsize::new(1),
+            threads: (0..handlers).map(|_| AtomicU32::new(0)).collect(),
+            steering: Steering::new(handlers),
+            helpers: AtomicUsize::new(0),
             served: AtomicU64::new(0),
+            busy: AtomicU64::new(0),
             parted: AtomicU64::new(0),
-            lead_cpu: AtomicUsize::new(usize::MAX),
-            watch: Mutex::new(Watch::default()),
+            watch: Mutex::new(Watch { called: vec![false; handlers], ..Watch::default() }),
             changed: Condvar::new(),
             stop: AtomicBool::new(false),
         }
     }
 
-    /// Called by each handler before it waits for messages. All but the lead sleep here until they are needed, in the normal class.
-    pub(crate) fn ready(&self, follower: &mut Follower) {
-        let number = follower.number;
-        if number == 0 {
-            if !follower.introduced {
-                follower.introduced = true;
-                self.lead.store(cpu::current_thread(), Ordering::Relaxed);
-            }
-        } else if self.may_idle && self.awake.load(Ordering::Acquire) <= number {
-            let _ = set_class(None, Class::Normal);
-            let mut watch = self.watch.lock();
-            while self.awake.load(Ordering::Acquire) <= number && !self.stop.load(Ordering::Acquire) {
-                self.changed.wait(&mut watch);
-            }
-            drop(watch);
-            follower.called(self);
+    /// A handler begins.
+    pub(crate) fn begin(&self, handler: usize) {
+        self.threads[handler].store(cpu::current_thread(), Ordering::Relaxed);
+    }
+
+    /// Whether a handler serves only when it is called: all but the lead, where placement adapts.
+    pub(crate) fn is_helper(&self, handler: usize) -> bool {
+        handler > 0 && self.may_idle
+    }
+
+    /// A helper has nothing to do: it sleeps until it is called, in the normal class. `useful`: it had something to do since it was. It then takes a CPU
+    /// that no other handler has, in the idle class like the lead.
+    pub(crate) fn rest(&self, handler: usize, useful: bool) {
+        let _ = set_class(None, Class::Normal);
+        let mut watch = self.watch.lock();
+        if std::mem::replace(&mut watch.called[handler], false) {
+            self.helpers.fetch_sub(1, Ordering::AcqRel);
+            watch.idlers = if useful { 0 } else { (watch.idlers + 1).min(8) };
+            watch.no_call_before = Some(Instant::now() + CALL_AGAIN * (1 << watch.idlers));
         }
+        while !watch.called[handler] && !self.stop.load(Ordering::Acquire) {
+            self.changed.wait(&mut watch);
+        }
+        let taken: Vec<usize> =
+            (0..self.threads.len()).filter_map(|other| self.steering.seat(other)).collect();
+        let free = cpu::allowed(None).unwrap_or_default().into_iter().find(|cpu| !taken.contains(cpu));
+        if let Some(cpu) = free
+            && cpu::pin(None, &[cpu]).is_ok()
+        {
+            self.steering.sits(handler, Some(cpu));
+        }
+        drop(watch);
+        let _ = set_class(None, Class::Idle);
     }
 
     /// Wakes everybody for good.
@@ -101,9 +124,28 @@ impl Placement {
         self.changed.notify_all();
     }
 
+    /// Does something in the normal class, from the idle class.
+    pub(crate) fn out_of_idle(&self, work: impl FnOnce()) {
+        let _ = set_class(None, Class::Normal);
+        work();
+        let _ = set_class(None, Class::Idle);
+    }
+
+    /// An address space has faults.
+    pub(crate) fn busy_in(&self, space: u64) {
+        if self.busy.load(Ordering::Relaxed) != space {
+            self.busy.store(space, Ordering::Relaxed);
+        }
+    }
+
+    /// The last address space that had faults.
+    pub(crate) fn busy_space(&self) -> u64 {
+        self.busy.load(Ordering::Relaxed)
+    }
+
     /// Whether handlers beside the lead serve now.
     pub(crate) fn is_shared(&self) -> bool {
-        self.awake.load(Ordering::Relaxed) > 1
+        self.helpers.load(Ordering::Relaxed) > 0
     }
 
     /// A handler served a batch.
@@ -114,11 +156,12 @@ impl Placement {
     /// The watchdog's thread. `waiting` tells whether faults wait unread.
     pub(crate) fn watch(&self, waiting: impl Fn() -> bool) {
         let mut watch = self.watch.lock();
-        let (mut seen, mut quiet, mut lonely) = (0, 0, 0);
+        let (mut seen, mut quiet) = (0, 0);
+        let mut stuck: Vec<(usize, u64)> = Vec::new();
         while !self.stop.load(Ordering::Acquire) {
             if !watch.close {
                 self.changed.wait(&mut watch);
-                (quiet, lonely) = (0, 0);
+                quiet = 0;
                 continue;
             }
             self.changed.wait_for(&mut watch, TICK);
@@ -139,23 +182,27 @@ impl Placement {
                     self.part(&mut watch, false);
                 }
             }
-            lonely = if self.is_shared() { lonely + 1 } else { 0 };
-            if lonely >= 2 * QUIET {
-                // Try how one does; if several threads still fault at once, the others are back soon.
-                self.awake.store(1, Ordering::Release);
-                lonely = 0;
+            let before = std::mem::replace(&mut stuck, self.steering.pending().collect());
+            if watch.close && before.iter().any(|post| stuck.contains(post)) {
+                // Others make progress, and one that was left a fault doesn't.
+                self.part(&mut watch, true);
             }
         }
     }
 
-    /// Ends the burst: the lead is an ordinary thread again.
+    /// Ends the burst: handlers are ordinary threads again.
     fn part(&self, watch: &mut Watch, starved: bool) {
         watch.close = false;
         self.parted.fetch_add(1, Ordering::AcqRel);
-        self.awake.store(1, Ordering::Release);
-        let lead = Some(self.lead.load(Ordering::Relaxed));
-        let _ = set_class(lead, Class::Normal);
-        let _ = cpu::unpin(lead);
+        for (handler, thread) in self.threads.iter().enumerate() {
+            let thread = Some(thread.load(Ordering::Relaxed)).filter(|thread| *thread != 0);
+            self.steering.sits(handler, None);
+            if thread.is_some() {
+                let _ = set_class(thread, Class::Normal);
+                let _ = cpu::unpin(thread);
+            }
+        }
+        self.steering.forget();
         if starved {
             watch.not_before = Some(Instant::now() + BACK_OFF * (1 << watch.back_off.min(4)));
             watch.back_off += 1;
@@ -182,10 +229,14 @@ impl Placement {
 
     /// Gets one more handler out of bed.
     fn call_another(&self) {
-        let _watch = self.watch.lock();
-        let awake = self.awake.load(Ordering::Relaxed);
-        if awake < self.handlers {
-            self.awake.store(awake + 1, Ordering::Release);
+        let mut watch = self.watch.lock();
+        if !watch.close || watch.no_call_before.is_some_and(|at| Instant::now() < at) {
+            return;
+        }
+        let resting = (1..self.threads.len()).find(|handler| !watch.called[*handler]);
+        if let Some(handler) = resting {
+            watch.called[handler] = true;
+            self.helpers.fetch_add(1, Ordering::AcqRel);
             self.changed.notify_all();
         }
     }
@@ -194,44 +245,19 @@ impl Placement {
 /// What a handler remembers of the faults it serves.
 pub(crate) struct Follower {
     number: usize,
-    /// The lead has said which thread it is.
-    introduced: bool,
     last: Option<Instant>,
     burst: u32,
-    since_look: u32,
-    /// Faults until the next look: more and more while the thread stays where it is.
-    until_look: u32,
+    /// Where it put itself, in a burst.
     cpu: Option<usize>,
     parted: u64,
+    /// The thread served last.
     thread: Option<u32>,
     alternations: u32,
 }
 
 impl Follower {
     pub(crate) fn new(number: usize) -> Self {
-        Self {
-            number,
-            introduced: false,
-            last: None,
-            burst: 0,
-            since_look: 0,
-            until_look: FOLLOW,
-            cpu: None,
-            parted: 0,
-            thread: None,
-            alternations: 0,
-        }
-    }
-
-    /// A handler beside the lead was called: it takes another CPU than the lead's, in the idle class like it.
-    pub(crate) fn called(&mut self, placement: &Placement) {
-        let lead = placement.lead_cpu.load(Ordering::Relaxed);
-        let others: Vec<usize> =
-            cpu::allowed(None).unwrap_or_default().into_iter().filter(|cpu| *cpu != lead).collect();
-        if let Some(&cpu) = others.get((self.number - 1) % others.len().max(1)) {
-            let _ = cpu::pin(None, &[cpu]);
-        }
-        let _ = set_class(None, Class::Idle);
+        Self { number, last: None, burst: 0, cpu: None, parted: 0, thread: None, alternations: 0 }
     }
 
     /// Faults are about to be served. Decides whether to move nearer to who raised them.
@@ -263,24 +289,32 @@ impl Follower {
         } else if self.burst.is_multiple_of(BURST) {
             self.alternations = self.alternations.saturating_sub(1);
         }
-        if !placement.is_shared() {
-            self.follow(placement, thread);
+        if self.cpu.is_none() {
+            self.follow(placement);
         }
     }
 
-    fn follow(&mut self, placement: &Placement, thread: u32) {
-        self.since_look += 1;
-        if self.cpu.is_some() && self.since_look < self.until_look {
-            return;
+    /// Whether it serves a burst from the CPU where the faults happen: then the thread it wakes runs at once, in its stead, and the
+    /// next look for messages is made when that thread has stopped again, most often for its next fault.
+    pub(crate) fn is_close(&self, placement: &Placement) -> bool {
+        self.cpu.is_some() && self.parted == placement.parted.load(Ordering::Acquire)
+    }
+
+    /// It was woken, or has woken a thread, and there is nothing to read. Had the thread stayed on this CPU, it would be running now: it may
+    /// have been put on another. This is the time to see, while nobody waits.
+    pub(crate) fn idle(&mut self, placement: &Placement) {
+        if self.is_close(placement) && !placement.is_shared() {
+            self.follow(placement);
         }
-        self.since_look = 0;
-        let Ok(cpu) = cpu::last_cpu_of(thread, thread) else { return };
-        if self.cpu == Some(cpu) {
-            self.until_look = (self.until_look * 2).min(SELDOM);
-        } else if cpu::pin(None, &[cpu]).is_ok() {
+    }
+
+    /// Goes where the thread served last is.
+    fn follow(&mut self, placement: &Placement) {
+        let Some(thread) = self.thread else { return };
+        let Some(cpu) = placement.steering.look(self.number, thread) else { return };
+        if self.cpu != Some(cpu) && cpu::pin(None, &[cpu]).is_ok() {
             self.cpu = Some(cpu);
-            self.until_look = FOLLOW;
-            placement.lead_cpu.store(cpu, Ordering::Relaxed);
+            placement.steering.sits(self.number, Some(cpu));
         }
     }
 }

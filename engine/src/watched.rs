@@ -1,7 +1,7 @@
 //! Memory behind a real userfaultfd: what is the same however the pages themselves are reached.
 
 use crate::memory::{Batch, Event, Fault, Memory, MemoryError, Moved, Order};
-use crate::ring::{RING_MESSAGES, Ring};
+use crate::ring::Ring;
 use parking_lot::Mutex;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -98,6 +98,8 @@ impl<R: Reach> Memory for Watched<R> {
     fn read(&self, batch: &mut Batch) -> Result<(), MemoryError> {
         let mut ring = self.ring.lock();
         let room = ring.room();
+        let most = if batch.one { 1 } else { room.len() };
+        let room = &mut room[..most];
         let count = match self.uffd.read(room) {
             Ok(count) => count,
             Err(ReadError::Closed) => return Err(MemoryError::Gone),
@@ -117,7 +119,7 @@ impl<R: Reach> Memory for Watched<R> {
                 Err(error) => tracing::error!(%error, "a message of the kernel makes no sense"),
             }
         }
-        batch.more = count == RING_MESSAGES;
+        batch.more = count == most;
         ring.filled(count);
         Ok(())
     }

@@ -97,6 +97,11 @@ pub struct Lost {
 }
 
 impl Lost {
+    /// With room for `pages`.
+    pub fn with_capacity(pages: usize) -> Self {
+        Self { handles: Vec::with_capacity(pages), slots: Vec::with_capacity(pages) }
+    }
+
     pub(super) fn state(&mut self, state: PageState, flags: Flags) {
         match state {
             PageState::Stored(handle) | PageState::Fetching(handle) | PageState::Poisoned(Some(handle)) => {

@@ -1,8 +1,11 @@
 //! Which CPU a thread runs on, last ran on and may run on: placing a handler beside the thread it serves is worth more than any code in
 //! it.
 
-use std::io;
+use std::ffi::CStr;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 use rustix::thread::CpuSet;
 
@@ -40,11 +43,43 @@ pub fn allowed(thread: Option<u32>) -> Result<Vec<usize>, Error> {
     Ok((0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect())
 }
 
-/// The CPU a thread of some process last ran on.
-pub fn last_cpu_of(pid: u32, thread: u32) -> Result<usize, Error> {
-    let path = format!("/proc/{pid}/task/{thread}/stat");
-    let stat = std::fs::read_to_string(path).map_err(|e| gone_or(pid, "reading a thread's stat", e))?;
-    processor_of_stat(&stat).ok_or(Error::Malformed { what: "a thread's stat", found: stat })
+/// Tells again and again where one thread is, without opening anything anew and without allocating.
+#[derive(Debug)]
+pub struct Whereabouts {
+    thread: u32,
+    stat: OwnedFd,
+}
+
+impl Whereabouts {
+    /// Those of a thread of any process, by its number alone.
+    pub fn of(thread: u32) -> Result<Self, Error> {
+        let mut path = [0u8; 48];
+        // It fits, with the NUL behind it: two numbers of ten digits at most.
+        let _ = write!(&mut path[..47], "/proc/{thread}/task/{thread}/stat");
+        let path = CStr::from_bytes_until_nul(&path).unwrap_or_default();
+        let stat = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| gone_or(thread, "opening a thread's stat", e.into()))?;
+        Ok(Self { thread, stat })
+    }
+
+    /// Whose they are.
+    pub fn thread(&self) -> u32 {
+        self.thread
+    }
+
+    /// The CPU it runs on, or last ran on.
+    pub fn cpu(&self) -> Result<usize, Error> {
+        // 52 numbers and a name of 15 bytes.
+        let mut stat = [0u8; 1024];
+        let len = rustix::io::pread(&self.stat, &mut stat, 0)
+            .map_err(|e| gone_or(self.thread, "reading a thread's stat", e.into()))?;
+        let stat = std::str::from_utf8(stat.get(behind_the_name(&stat[..len])..len).unwrap_or_default());
+        let processor = stat.ok().and_then(processor);
+        processor.ok_or_else(|| Error::Malformed {
+            what: "a thread's stat",
+            found: stat.unwrap_or_default().to_owned(),
+        })
+    }
 }
 
 /// A thread's name, at most 15 bytes.
@@ -69,10 +104,14 @@ fn number(thread: Option<u32>) -> Result<Option<Pid>, Error> {
     Ok(Some(number.ok_or(Error::Gone { pid: thread })?))
 }
 
-/// Field 39. The name, field 2, is in parentheses and may hold spaces and parentheses: count from the last one.
-fn processor_of_stat(stat: &str) -> Option<usize> {
-    let after_name = &stat[stat.rfind(')')? + 1..];
-    after_name.split_ascii_whitespace().nth(39 - 3)?.parse().ok()
+/// The name, field 2, is in parentheses and may hold anything, parentheses too: what counts is the last one.
+fn behind_the_name(stat: &[u8]) -> usize {
+    stat.iter().rposition(|byte| *byte == b')').map_or(0, |at| at + 1)
+}
+
+/// Field 39, of which the first two are left out.
+fn processor(behind_the_name: &str) -> Option<usize> {
+    behind_the_name.split_ascii_whitespace().nth(39 - 3)?.parse().ok()
 }
 
 fn gone_or(pid: u32, doing: &'static str, source: io::Error) -> Error {
@@ -89,21 +128,23 @@ mod tests {
     #[test]
     fn the_processor_is_found_behind_any_name() {
         let fields = (3..=52).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
-        assert_eq!(processor_of_stat(&format!("1 (plain) {fields}")), Some(39));
-        assert_eq!(processor_of_stat(&format!("1 (a) b (c) {fields}")), Some(39));
-        assert_eq!(processor_of_stat("1 (short) R 2"), None);
-        assert_eq!(processor_of_stat(""), None);
+        let of = |stat: &str| processor(&stat[behind_the_name(stat.as_bytes())..]);
+        assert_eq!(of(&format!("1 (plain) {fields}")), Some(39));
+        assert_eq!(of(&format!("1 (a) b (c) {fields}")), Some(39));
+        assert_eq!(of("1 (short) R 2"), None);
+        assert_eq!(of(""), None);
     }
 
     #[test]
     fn a_pinned_thread_runs_where_it_was_put() {
         std::thread::spawn(|| {
             let before = allowed(None).unwrap();
+            let whereabouts = Whereabouts::of(current_thread()).unwrap();
             for &cpu in &before {
                 pin(None, &[cpu]).unwrap();
                 assert_eq!(allowed(None).unwrap(), [cpu]);
                 assert_eq!(current_cpu(), cpu);
-                assert_eq!(last_cpu_of(std::process::id(), current_thread()).unwrap(), cpu);
+                assert_eq!(whereabouts.cpu().unwrap(), cpu);
             }
             unpin(None).unwrap();
             assert_eq!(allowed(None).unwrap(), before);
@@ -111,6 +152,17 @@ mod tests {
         })
         .join()
         .unwrap();
+    }
+
+    #[test]
+    fn a_thread_that_ended_is_nowhere() {
+        let whereabouts = std::thread::spawn(|| Whereabouts::of(current_thread()).unwrap()).join().unwrap();
+        // A joined thread may be on its last steps in the kernel still.
+        while whereabouts.cpu().is_ok() {
+            std::thread::yield_now();
+        }
+        assert!(matches!(whereabouts.cpu(), Err(Error::Gone { pid }) if pid == whereabouts.thread()));
+        assert!(matches!(Whereabouts::of(u32::MAX), Err(Error::Gone { .. })));
     }
 
     #[test]
