@@ -267,7 +267,16 @@ impl EvictWork {
         };
         let page = page_size();
         let bytes = &mut self.bytes[..(high - low + 1) as usize * page];
-        standing.slot.read(low, bytes)?;
+        if let Err(gone) = standing.slot.read(low, bytes) {
+            self.writing.retain(|&(offset, _)| {
+                let at = (offset - low) as usize * page;
+                let (slot, bytes) = (&standing.slot, &mut bytes[at..at + page]);
+                slot.read_in_child(offset, bytes, space.memory().as_ref(), None).is_ok()
+            });
+            if self.writing.is_empty() {
+                return Err(gone.into());
+            }
+        }
         let pages: Vec<Page<'_>> = self
             .writing
             .iter()
@@ -374,7 +383,7 @@ impl Space {
             }
             self.move_part(&mut work, &part.region, part.piece, most, keep, &mut moved)?;
         }
-        self.pool.reclaim(self.memory().as_ref())?;
+        self.reclaim_slots()?;
         Ok(moved)
     }
 
@@ -442,14 +451,14 @@ impl Space {
 
     /// Sees to it that a slot is free: empties drained ones, then writes the longest-standing out.
     fn make_room(&self, work: &mut EvictWork, moved: &mut MovedOut) -> Result<(), EvictError> {
-        if self.pool.free() > 0 || self.pool.reclaim(self.memory().as_ref())? > 0 {
+        if self.pool.free() > 0 || self.reclaim_slots()? > 0 || self.pool.free() > 0 {
             return Ok(());
         }
         let ready = self.names.lock().by_age();
         for (id, standing) in ready {
             work.take_up(id, standing);
             self.write_standing(work, moved)?;
-            if self.pool.reclaim(self.memory().as_ref())? > 0 {
+            if self.reclaim_slots()? > 0 || self.pool.free() > 0 {
                 return Ok(());
             }
         }
@@ -472,7 +481,7 @@ impl Space {
             work.take_up(id, standing);
             self.write_standing(&mut work, &mut moved)?;
         }
-        self.pool.reclaim(self.memory().as_ref())?;
+        self.reclaim_slots()?;
         Ok(moved)
     }
 
@@ -494,11 +503,14 @@ impl Space {
         let before = self.out_in(span);
         // What others are bringing back, or the store will give later, is waited for; what had to go back is asked for again.
         while self.ask_back(&mut work, span) {
+            if self.memory().is_gone() {
+                return Err(MemoryError::Gone);
+            }
             std::thread::sleep(ON_THE_WAY);
         }
         let brought = u64::from(before.saturating_sub(self.out_in(span)));
         self.unregister_if_back()?;
-        self.pool.reclaim(self.memory().as_ref())?;
+        self.reclaim_slots()?;
         Ok(brought)
     }
 

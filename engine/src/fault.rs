@@ -275,15 +275,20 @@ impl FaultWork {
         if let Some(at) = self.flight.slot() {
             let slot: Option<Arc<Slot>> =
                 space.names.lock().get(at.slot).map(|standing| Arc::clone(&standing.slot));
-            let ok = match &slot {
-                Some(slot) if slot.phase() == Phase::Filling => {
-                    self.refused = true;
-                    return Next::Install;
-                }
-                Some(slot) => slot.phase() == Phase::Ready && slot.read(at.offset, bytes).is_ok(),
-                None => false,
-            };
-            for page in 0..count {
+            if slot.as_ref().is_some_and(|slot| slot.phase() == Phase::Filling) {
+                self.refused = true;
+                return Next::Install;
+            }
+            let stands = slot
+                .as_ref()
+                .is_some_and(|slot| slot.phase() == Phase::Ready && slot.read(at.offset, bytes).is_ok());
+            for (page, bytes) in (0..count).zip(bytes.chunks_exact_mut(page_size())) {
+                // The process it stood in is gone: a child of that has a copy.
+                let ok = stands
+                    || slot.as_ref().is_some_and(|slot| {
+                        let child = space.memory().as_ref();
+                        slot.read_in_child(at.offset + page, bytes, child, self.fault.thread).is_ok()
+                    });
                 self.flight.loaded(page, ok);
             }
             return Next::Install;

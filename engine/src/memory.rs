@@ -188,6 +188,17 @@ pub trait Memory: Send + Sync + 'static {
     /// When they can't be read any more.
     fn read_slot(&self, addr: u64, out: &mut [u8]) -> Result<(), MemoryError>;
 
+    /// Reads whole pages of this address space's own copy, which it inherited when it was forked, of a slot of the process it was forked
+    /// from. For when that process is gone. `thread` is one that waits for a page, if one is known. What is missing there was a hole when
+    /// it was moved, or wasn't moved yet and is in its place still: it reads as zeros and is not waited for.
+    ///
+    /// # Errors
+    /// When the copy can't be read.
+    fn read_inherited(&self, addr: u64, out: &mut [u8], thread: Option<u32>) -> Result<(), MemoryError> {
+        let _ = (addr, out, thread);
+        Err(MemoryError::Gone)
+    }
+
     /// Drops what is left in the slots and makes them fit to be moved into again.
     ///
     /// # Errors

@@ -22,6 +22,8 @@ pub struct SlotPool {
 struct Ranges {
     free: Vec<Span>,
     drained: Vec<Span>,
+    /// Those of an area that was inherited with pages in it, until nobody stands in the slot there any more.
+    inherited: Vec<Span>,
     in_use: u32,
 }
 
@@ -35,15 +37,34 @@ impl SlotPool {
         Arc::new(pool)
     }
 
-    /// Cuts more slots, from an area that became known later.
-    pub fn add(&self, area: Span, page_bytes: u64) {
+    fn add(&self, area: Span, page_bytes: u64) {
+        self.ranges.lock().free.extend(self.cut(area, page_bytes));
+    }
+
+    /// Cuts more slots, from an area that a forked child has inherited: with copies of what stood there.
+    pub fn inherit(&self, area: Span, page_bytes: u64) {
+        self.ranges.lock().inherited.extend(self.cut(area, page_bytes));
+    }
+
+    fn cut(&self, area: Span, page_bytes: u64) -> impl Iterator<Item = Span> + use<> {
         let slot_bytes = u64::from(self.slot_pages) * page_bytes;
-        let mut ranges = self.ranges.lock();
-        let count = area.len() / slot_bytes;
         // Last in, first out: the lowest is handed out first.
-        let slots =
-            (0..count).rev().filter_map(|n| Span::new(area.start() + n * slot_bytes, slot_bytes).ok());
-        ranges.free.extend(slots);
+        (0..area.len() / slot_bytes)
+            .rev()
+            .filter_map(move |n| Span::new(area.start() + n * slot_bytes, slot_bytes).ok())
+    }
+
+    /// Takes the inherited slots that no page needs any more; `needed` says of which that can't be said.
+    fn take_inherited(&self, needed: impl Fn(&Span) -> bool) -> Vec<Span> {
+        let mut ranges = self.ranges.lock();
+        let (kept, taken) = std::mem::take(&mut ranges.inherited).into_iter().partition(needed);
+        ranges.inherited = kept;
+        taken
+    }
+
+    /// Whether there are inherited slots that aren't in use yet.
+    pub fn has_inherited(&self) -> bool {
+        !self.ranges.lock().inherited.is_empty()
     }
 
     /// Pages a slot has room for.
@@ -73,6 +94,34 @@ impl SlotPool {
             phase: Mutex::new(Phase::Filling),
             settled: Condvar::new(),
         }))
+    }
+
+    /// Makes inherited slots usable in which none of the pages in `names` stands.
+    ///
+    /// # Errors
+    /// When the memory can't empty them; they are not used again.
+    pub fn reclaim_inherited(&self, host: &dyn Memory, names: &Mutex<SlotNames>) -> Result<(), MemoryError> {
+        if !self.has_inherited() {
+            return Ok(());
+        }
+        let standing: Vec<Span> = {
+            let names = names.lock();
+            names
+                .iter()
+                .filter(|(_, at)| !std::ptr::eq(&*at.slot.pool, self))
+                .map(|(_, at)| at.slot.span)
+                .collect()
+        };
+        let free = self.take_inherited(|span| standing.iter().any(|other| other.overlaps(span)));
+        for slot in &free {
+            // One that was being moved into when the process forked is registered in the child, too.
+            host.settle_slot(*slot)?;
+        }
+        if !free.is_empty() {
+            host.empty_slots(&free)?;
+        }
+        self.ranges.lock().free.extend(free);
+        Ok(())
     }
 
     /// Empties every slot nobody stands in any more and makes it free again. Returns how many.
@@ -149,8 +198,25 @@ impl Slot {
     /// # Errors
     /// When that address space is gone.
     pub fn read(&self, offset: u32, out: &mut [u8]) -> Result<(), MemoryError> {
-        let page_bytes = self.span.len() / u64::from(self.pool.slot_pages);
-        self.host.read_slot(self.span.start() + u64::from(offset) * page_bytes, out)
+        self.host.read_slot(self.addr(offset), out)
+    }
+
+    /// Reads pages that stood in it from the copy of it that a forked child has.
+    ///
+    /// # Errors
+    /// When the child has none.
+    pub fn read_in_child(
+        &self,
+        offset: u32,
+        out: &mut [u8],
+        child: &dyn Memory,
+        thread: Option<u32>,
+    ) -> Result<(), MemoryError> {
+        child.read_inherited(self.addr(offset), out, thread)
+    }
+
+    fn addr(&self, offset: u32) -> u64 {
+        self.span.start() + u64::from(offset) * (self.span.len() / u64::from(self.pool.slot_pages))
     }
 }
 

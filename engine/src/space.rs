@@ -253,9 +253,19 @@ impl Space {
         self.sentinel.load(Ordering::Acquire)
     }
 
-    /// Slots for an address space that had none before: a child whose agent has called.
-    pub fn add_slots(&self, area: Span) {
-        self.pool.add(area, page_size() as u64);
+    /// Slots for an address space that had none before: a child whose agent has called. It may be the area, inherited, that its parent's
+    /// slots are in: each can be used once no page stands in its original any more.
+    pub fn inherit_slots(&self, area: Span) {
+        self.pool.inherit(area, page_size() as u64);
+    }
+
+    /// Empties slots nobody stands in any more. Returns how many.
+    ///
+    /// # Errors
+    /// When the memory can't empty them; they are not used again.
+    pub fn reclaim_slots(&self) -> Result<usize, MemoryError> {
+        self.pool.reclaim_inherited(self.memory().as_ref(), &self.names)?;
+        self.pool.reclaim(self.memory().as_ref())
     }
 
     /// The identity the bytes of a page are stored under.

@@ -42,6 +42,15 @@ pub unsafe trait Reach: Send + Sync + Sized + 'static {
     /// When the bytes can't be read any more.
     fn read_slot(&self, addr: u64, out: &mut [u8]) -> Result<(), MemoryError>;
 
+    /// As [`Memory::read_inherited`].
+    ///
+    /// # Errors
+    /// When the copy can't be read.
+    fn read_inherited(&self, addr: u64, out: &mut [u8], thread: Option<u32>) -> Result<(), MemoryError> {
+        let _ = (addr, out, thread);
+        Err(MemoryError::Gone)
+    }
+
     /// As [`Memory::empty_slots`].
     ///
     /// # Errors
@@ -194,6 +203,10 @@ impl<R: Reach> Memory for Watched<R> {
 
     fn read_slot(&self, addr: u64, out: &mut [u8]) -> Result<(), MemoryError> {
         self.reach.read_slot(addr, out)
+    }
+
+    fn read_inherited(&self, addr: u64, out: &mut [u8], thread: Option<u32>) -> Result<(), MemoryError> {
+        self.reach.read_inherited(addr, out, thread)
     }
 
     fn empty_slots(&self, slots: &[Span]) -> Result<(), MemoryError> {

@@ -14,7 +14,7 @@ use crate::extension::{Abilities, Hello, HelloReply, Hint, HintKind, Staging, VE
 use crate::gate::{ClientGate, GateError};
 use crate::receiver::{Abort, Areas, Kill, Receiver};
 use crate::superpages::{Offered, Superpages, own_stack};
-use crate::sys::{OwnMemory, keep_private};
+use crate::sys::{OwnMemory, keep_out_of_dumps};
 use crate::transport::{Connection, Received, TransportError, Wait};
 use crate::wire::{MAX_MESSAGE_BYTES, RequestId, ToClient, ToDaemon};
 
@@ -420,7 +420,7 @@ impl Caller<'_> {
     fn announce_staging(&mut self, pages: u64) -> Result<Mapping, ClientError> {
         let len = pages.saturating_mul(page_bytes());
         let staging = Mapping::new(len, Protection::READ_WRITE).map_err(ClientError::Staging)?;
-        keep_private(staging.span()).map_err(ClientError::Staging)?;
+        keep_out_of_dumps(staging.span()).map_err(ClientError::Staging)?;
         let area = MemoryRegion::new(staging.span().start(), staging.span().len());
         match self.call("Staging", ToDaemon::Staging(Staging { area }))? {
             ToClient::Staged => Ok(staging),

@@ -172,11 +172,8 @@ impl Memory for OwnMemory {
     }
 }
 
-/// Keeps `area` out of a fork's child and out of core dumps.
-pub(crate) fn keep_private(area: Span) -> Result<(), Error> {
-    // SAFETY: the area is this crate's own; no code of a child or a debugger relies on it.
-    unsafe {
-        madvise(area, Advice::DontFork)?;
-        madvise(area, Advice::DontDump)
-    }
+/// Keeps `area` out of core dumps. Children inherit it: what stands there when the parent exits is read from their copies.
+pub(crate) fn keep_out_of_dumps(area: Span) -> Result<(), Error> {
+    // SAFETY: the area is this crate's own; no debugger relies on it.
+    unsafe { madvise(area, Advice::DontDump) }
 }

@@ -130,6 +130,13 @@ unsafe impl Reach for ClientReach {
         }
     }
 
+    fn read_inherited(&self, addr: u64, out: &mut [u8], thread: Option<u32>) -> Result<(), MemoryError> {
+        let thread = self.process().map(Process::pid).or(thread).ok_or(MemoryError::Gone)?;
+        let span = Span::new(addr, out.len() as u64).map_err(|_| MemoryError::Gone)?;
+        Process::read_untouched(thread, span, out)
+            .map_err(|error| refused("reading what was inherited at", span, error))
+    }
+
     fn empty_slots(&self, slots: &[Span]) -> Result<(), MemoryError> {
         let told = self.told()?;
         if told.moves() {

@@ -423,7 +423,11 @@ impl Inner {
         if !memory.reach().tell(told(Arc::clone(&link), &peer, staging, MOVE_PAGES)?) {
             return Ok(());
         }
-        space.add_slots(staging);
+        space.inherit_slots(staging);
+        // What it has copies of, of its parent's slots, needs memory until it is in the store.
+        if let Err(error) = space.write_out(u64::MAX) {
+            tracing::debug!(%error, "what a forked client inherited stands as it did");
+        }
         let survey = Some(Survey::new(program.ours));
         let mut clients = self.clients.lock();
         let entry = self.start_steward(id, Arc::clone(&space), link, peer, survey)?;

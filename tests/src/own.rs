@@ -348,6 +348,10 @@ impl Memory for Hooked {
         self.inner.read_slot(addr, out)
     }
 
+    fn read_inherited(&self, addr: u64, out: &mut [u8], thread: Option<u32>) -> Result<(), MemoryError> {
+        self.inner.read_inherited(addr, out, thread)
+    }
+
     fn empty_slots(&self, slots: &[Span]) -> Result<(), MemoryError> {
         self.inner.empty_slots(slots)
     }

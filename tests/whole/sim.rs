@@ -153,8 +153,10 @@ mod found {
     use parking_lot::Mutex;
     use std::io;
     use std::sync::Arc;
+    use std::time::Duration;
+    use userswap_engine::core::Transition;
     use userswap_engine::fault::FaultWork;
-    use userswap_engine::memory::Fault;
+    use userswap_engine::memory::{Batch, Fault};
     use userswap_store::{
         Capabilities, Fetch, FetchKind, Handle, Page, PageKey, Stats, Store, StoreError, Waiter,
     };
@@ -291,6 +293,36 @@ mod found {
             script.machine().mremap(2, 10, 1, 0, false);
             script.move_on(2);
             script.touch(0, 0, false);
+        });
+    }
+
+    /// A program makes itself a daemon: it forks while a page of its own stands in a slot, and exits. The child's page was lost with it.
+    #[test]
+    fn what_stood_in_the_slot_of_a_parent_that_is_gone() {
+        ends_well(script(), |script| {
+            script.block(0, 2);
+            script.touch(0, 0, true);
+            script.touch(0, 1, true);
+            script.move_out(0, true);
+            script.machine().fork(0);
+            script.finish(0);
+            script.machine().exit(0);
+            script.space().close();
+            let child = Arc::clone(&script.children()[0]);
+            let thread = script.machine().threads.len() - 1;
+            let mut work = FaultWork::new(1);
+            for page in 0..2 {
+                assert!(!script.touch(thread, page, false));
+                let mut batch = Batch::default();
+                child.take_messages(&mut batch, Duration::ZERO).unwrap();
+                assert_eq!(batch.faults.len(), 1);
+                work.run(&child, batch.faults[0]);
+                // Compares what it reads with what was written.
+                script.machine().run(thread, true);
+            }
+            assert_eq!(child.counts().get(Transition::Poisoned), 0);
+            script.machine().exit(1);
+            child.close();
         });
     }
 

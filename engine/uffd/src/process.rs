@@ -7,7 +7,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 
 use crate::span::to_usize;
-use crate::{Advice, Error, Span};
+use crate::{Advice, Error, Pagemap, Span};
 
 /// A process, held by its pidfd so that it can't be taken for another that got its number.
 #[derive(Debug)]
@@ -62,6 +62,28 @@ impl Process {
     /// **Blocks** where a registered page is missing, until that fault is served: a thread that serves faults must not call it.
     pub fn read_memory(&self, addr: u64, buf: &mut [u8]) -> Result<usize, Error> {
         self.read_memory_vectored(&[(addr, buf.len() as u64)], buf)
+    }
+
+    /// Reads the pages of `span` from the process that `thread` belongs to, those that aren't there as zeros without touching them: so it
+    /// doesn't block. For a process of which nothing else is known.
+    pub fn read_untouched(thread: u32, span: Span, buf: &mut [u8]) -> Result<(), Error> {
+        let mut entries = Vec::new();
+        Pagemap::open(thread)?.entries(span, &mut entries)?;
+        let page = to_usize(crate::page_bytes());
+        let addrs = (span.start()..).step_by(page);
+        for ((entry, bytes), addr) in entries.iter().zip(buf.chunks_exact_mut(page)).zip(addrs) {
+            if !entry.present() && !entry.swapped() {
+                bytes.fill(0);
+                continue;
+            }
+            match read_through(thread, &[iovec(addr, page as u64)], bytes) {
+                Ok(got) if got == page => {}
+                Ok(_) => return Err(Error::Unreadable { pid: thread, addr }),
+                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => return Err(Error::Gone { pid: thread }),
+                Err(e) => return Err(Error::system("reading another process's memory", e)),
+            }
+        }
+        Ok(())
     }
 
     /// Reads several ranges, `(address, length)` each, one after the other into `buf`; the bytes read, fewer than asked for where

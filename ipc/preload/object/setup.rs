@@ -165,7 +165,11 @@ fn make_areas(staging_pages: u64, block: usize, forked: bool) -> Result<Made, Er
     if staging_pages == 0 || staging_pages > MOST_STAGING {
         return Err(Errno::INVAL);
     }
-    let staging = make_staging(staging_pages as usize * PAGE)?;
+    let len = staging_pages as usize * PAGE;
+    let staging = match STATE.staging(len) {
+        Some(inherited) if forked => inherited,
+        _ => make_staging(len)?,
+    };
     let sentinel = match STATE.sentinel() {
         Some(sentinel) if forked => sentinel,
         _ => {
@@ -191,16 +195,17 @@ fn make_areas(staging_pages: u64, block: usize, forked: bool) -> Result<Made, Er
     Ok(Made { areas: Areas { staging, ours }, sentinel, swap })
 }
 
-/// Where UFFDIO_MOVE moves to. A child doesn't get it: its pages that stand here are the daemon's to bring.
+/// Where UFFDIO_MOVE moves to. A child inherits it: should its parent exit, pages of the child that stand there are read from its own
+/// copy. It is the child's staging area then, once the daemon has emptied it.
 fn make_staging(len: usize) -> Result<usize, Errno> {
     let staging = sys::map(len, sys::READ_WRITE)?;
     sys::unlock(staging, len);
     // SAFETY: new memory, of which nobody expects anything.
     let prepared = unsafe {
         let _ = sys::advise(staging, len, sys::NOHUGEPAGE);
-        let _ = sys::advise(staging, len, sys::DONTDUMP);
-        sys::advise(staging, len, sys::DONTFORK)
+        sys::advise(staging, len, sys::DONTDUMP)
     };
+    STATE.set_staging(staging, len);
     prepared.map(|_| staging)
 }
 

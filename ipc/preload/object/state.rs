@@ -26,6 +26,9 @@ pub(crate) struct State {
     sentinel: AtomicUsize,
     /// Where the swap area is, of one region.
     swap: AtomicUsize,
+    /// Where the staging area is, and how long.
+    staging: AtomicUsize,
+    staging_len: AtomicUsize,
     /// `USERSWAP_SOCKET=…`
     pub(crate) socket: Text<160>,
     /// `LD_PRELOAD=…`, this library alone.
@@ -44,6 +47,8 @@ pub(crate) static STATE: State = State {
     block: AtomicUsize::new(0),
     sentinel: AtomicUsize::new(0),
     swap: AtomicUsize::new(0),
+    staging: AtomicUsize::new(0),
+    staging_len: AtomicUsize::new(0),
     socket: Text::new(),
     preload: Text::new(),
     next: Next::new(),
@@ -84,6 +89,19 @@ impl State {
     address!(block, set_block, block);
     address!(sentinel, set_sentinel, sentinel);
     address!(swap, set_swap, swap);
+
+    /// Where the staging area of this process or, in a forked child, its parent is, if it has `len` bytes.
+    pub(crate) fn staging(&self, len: usize) -> Option<usize> {
+        match self.staging.load(Ordering::Acquire) {
+            0 => None,
+            address => (self.staging_len.load(Ordering::Acquire) == len).then_some(address),
+        }
+    }
+
+    pub(crate) fn set_staging(&self, address: usize, len: usize) {
+        self.staging_len.store(len, Ordering::Release);
+        self.staging.store(address, Ordering::Release);
+    }
 
     pub(crate) fn pid(&self) -> u32 {
         self.pid.load(Ordering::Acquire)

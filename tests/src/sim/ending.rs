@@ -167,7 +167,7 @@ impl World {
                 self.settle("bringing everything back");
             }
             let care = &self.cares[at];
-            let _ = care.space.slots().reclaim(care.space.memory().as_ref());
+            let _ = care.space.reclaim_slots();
             let standing = care.space.usage().standby;
             let out = still_out(&care.space);
             if !self.is_wrong() && (standing > 0 || !out.is_empty()) {

@@ -239,7 +239,7 @@ impl Machine {
     }
 
     fn map_slots(&mut self, pages: &mut [Entry]) {
-        let entry = Entry { dont_fork: !self.setup.ordered, ..Entry::fresh(self.new_vma()) };
+        let entry = Entry::fresh(self.new_vma());
         pages[SLOTS as usize..].fill(entry);
     }
 
@@ -396,10 +396,6 @@ impl Machine {
         let mut pages = self.procs[parent].pages.clone();
         let mut told = false;
         for (page, entry) in pages.iter_mut().enumerate() {
-            if entry.dont_fork {
-                *entry = Entry::UNMAPPED;
-                continue;
-            }
             told |= entry.registered;
             entry.expected = Expected::in_child(entry.expected);
             if let Pte::Present(frame) = &mut entry.pte {
@@ -421,9 +417,6 @@ impl Machine {
                 entry.registered = false;
             }
         }
-        if self.setup.children_move {
-            self.map_slots(&mut pages);
-        }
         self.procs.push(Proc::new(pages));
         let child = self.procs.len() - 1;
         self.procs[child].followed = told;
@@ -437,12 +430,6 @@ impl Machine {
         }
         self.note(|| format!("process {proc} exits"));
         self.event();
-        // What stands in its slots goes with it, also for children that were to be served from there.
-        let standing = self.procs[proc].pages[SLOTS as usize..].iter();
-        self.lost.extend(standing.map(|entry| match entry.pte {
-            Pte::Present(frame) => frame.token,
-            _ => 0,
-        }));
         for page in 0..self.procs[proc].pages.len() {
             self.clear(proc, u32::try_from(page).unwrap_or(0));
         }

@@ -246,9 +246,8 @@ impl Memory for SimMemory {
     }
 
     fn slot_area(&self) -> Option<Span> {
-        let machine = self.machine.lock();
-        let first_or_moved = self.proc == 0 || machine.setup.children_move;
-        if first_or_moved { span_of(SLOTS, machine.setup.slot_area) } else { None }
+        // A child inherits its parent's, which is its own only once it says so.
+        if self.proc == 0 { span_of(SLOTS, self.machine.lock().setup.slot_area) } else { None }
     }
 
     fn as_any(&self) -> &dyn std::any::Any {
@@ -294,6 +293,19 @@ impl Memory for SimMemory {
                 machine.fail(|| format!("reading the hole at slot page {page} would wait for a fault"));
             }
             write_token(bytes, if let Pte::Present(frame) = entry.pte { frame.token } else { 0 });
+        }
+        Ok(())
+    }
+
+    fn read_inherited(&self, addr: u64, out: &mut [u8], _thread: Option<u32>) -> Result<(), MemoryError> {
+        let machine = &mut *self.machine.lock();
+        machine.event();
+        if !machine.procs[self.proc].alive {
+            return Err(MemoryError::Gone);
+        }
+        for (page, bytes) in (page_at(addr)..).zip(out.chunks_exact_mut(page_size())) {
+            let pte = machine.entry(self.proc, page).pte;
+            write_token(bytes, if let Pte::Present(frame) = pte { frame.token } else { 0 });
         }
         Ok(())
     }

@@ -109,8 +109,7 @@ impl Mover {
                 _ => self.give_up(),
             },
             At::Room => {
-                let host = space.memory().as_ref();
-                if space.slots().free() > 0 || space.slots().reclaim(host).is_ok_and(|count| count > 0) {
+                if space.slots().free() > 0 || (space.reclaim_slots().is_ok() && space.slots().free() > 0) {
                     self.at = At::Plan;
                 } else if !self.making_room && self.take_oldest(space) {
                     self.making_room = true;
@@ -175,7 +174,7 @@ impl Mover {
                 self.at = At::Reclaim;
             }
             At::Reclaim => {
-                let _ = space.slots().reclaim(space.memory().as_ref());
+                let _ = space.reclaim_slots();
                 self.give_up();
             }
         }

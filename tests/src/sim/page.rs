@@ -119,8 +119,6 @@ pub struct Entry {
     pub expected: Expected,
     /// Moved out and not brought back.
     pub away: bool,
-    /// Not inherited by children.
-    pub dont_fork: bool,
 }
 
 impl Entry {
@@ -131,7 +129,6 @@ impl Entry {
         pte: Pte::None,
         expected: Expected { value: 0, maybe_zero: false, removing: 0, touched: false },
         away: false,
-        dont_fork: false,
     };
 
     /// Freshly mapped.

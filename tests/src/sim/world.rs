@@ -1,6 +1,6 @@
 //! A run: simulated programs on a simulated machine, the real engine in between, and a seed that says who goes next.
 
-use super::machine::{Machine, Setup, WINDOW, span_of};
+use super::machine::{Machine, SLOTS, Setup, WINDOW, span_of};
 use super::memory::{Shared, SimMemory};
 use super::mover::Mover;
 use super::rng::Rng;
@@ -59,6 +59,8 @@ pub(super) struct Care {
     pub(super) gate: u32,
     pub(super) mover: Mover,
     pub(super) closed: bool,
+    /// Its agent has called: it can be told to move pages out.
+    called: bool,
 }
 
 /// A handler thread.
@@ -180,7 +182,7 @@ impl World {
 
     fn take_care(&mut self, space: Arc<Space>, proc: usize) {
         let mover = Mover::new(self.slot_pages, self.around);
-        self.cares.push(Care { space, proc, gate: 0, mover, closed: false });
+        self.cares.push(Care { space, proc, gate: 0, mover, closed: false, called: proc == 0 });
     }
 
     /// Runs to the end.
@@ -326,6 +328,17 @@ impl World {
             return;
         }
         if self.ending || care.closed || !self.rng.chance(1, 2) {
+            return;
+        }
+        let (children_move, slot_area) = {
+            let machine = self.machine.lock();
+            (machine.setup.children_move, machine.setup.slot_area)
+        };
+        if children_move && !care.called {
+            care.called = true;
+            if let Some(area) = span_of(SLOTS, slot_area) {
+                care.space.inherit_slots(area);
+            }
             return;
         }
         match self.rng.below(16) {
