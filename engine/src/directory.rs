@@ -202,8 +202,7 @@ impl Directory {
     /// Something lands on `span`. Pages that are out there are registered, so they have an event of their own, which is
     /// awaited. The other parts are returned: they are gone, and nothing with them, whether or not an event will say so.
     pub fn land_on(&mut self, span: Span) -> Vec<Part> {
-        let left = self.take_left(span);
-        self.overdue.extend(left.into_iter().map(|span| Overdue { span, part: None }));
+        self.replace_left(span);
         let mut gone = Vec::new();
         for part in self.take(span) {
             let region = Arc::clone(&part.region);
@@ -221,6 +220,12 @@ impl Directory {
             }
         }
         gone
+    }
+
+    /// Something is mapped in the place of what is nobody's in `span`, whose own event may be still to come.
+    pub fn replace_left(&mut self, span: Span) {
+        let left = self.take_left(span);
+        self.overdue.extend(left.into_iter().map(|span| Overdue { span, part: None }));
     }
 
     /// A range was moved away from, or came along as nobody's. Where something else stands already it is overdue.

@@ -207,7 +207,7 @@ impl Space {
         let shard = Shard::new(id, pages, page_size() as u64, span.start(), self.counts.clone());
         let region = Region::new(shard);
         self.key_bases.write().insert(id, span.start() / page_size() as u64);
-        directory.take_left(span);
+        directory.replace_left(span);
         directory.insert(&Part {
             region: Arc::clone(&region),
             piece: Piece { first: PageIndex(0), pages, addr: span.start() },
