@@ -494,6 +494,10 @@ impl Space {
         let before = self.out_in(span);
         // What others are bringing back, or the store will give later, is waited for; what had to go back is asked for again.
         while self.ask_back(&mut work, span) {
+            // Nothing can be put back there any more, however often it is asked for.
+            if self.memory().is_gone() {
+                return Err(MemoryError::Gone);
+            }
             std::thread::sleep(ON_THE_WAY);
         }
         let brought = u64::from(before.saturating_sub(self.out_in(span)));
