@@ -503,6 +503,7 @@ impl Space {
         let before = self.out_in(span);
         // What others are bringing back, or the store will give later, is waited for; what had to go back is asked for again.
         while self.ask_back(&mut work, span) {
+            // Nothing can be put back there any more, however often it is asked for.
             if self.memory().is_gone() {
                 return Err(MemoryError::Gone);
             }

@@ -465,6 +465,7 @@ impl Space {
             self.pool.slot_pages(),
             Books { directory: child, names, counts },
         );
+        space.set_sentinel(self.sentinel());
         // What is registered here is so there.
         space.leftover.lock().clone_from(&self.leftover.lock());
         space.next_region.store(self.next_region.load(Ordering::Relaxed), Ordering::Relaxed);

@@ -1,6 +1,8 @@
 /* Fills so many MiB with a pattern and says "ready". Then, told on standard input:
  *   check   sees whether the pattern is still there
  *   fork    has a child see, and waits for it
+ *   follow  has a child answer from now on, and waits for its end
+ *   abandon has a child end at once, without a look at anything
  *   churn   changes all of it, forth and back
  * and answers with the word and "ed". Ends well at the end of its input, or with 1 where the pattern isn't. */
 #include <stdint.h>
@@ -45,14 +47,19 @@ int main(int argc, char **argv) {
         } else if (!strcmp(line, "churn")) {
             flip();
             flip();
-        } else if (!strcmp(line, "fork")) {
+        } else if (!strcmp(line, "fork") || !strcmp(line, "abandon")) {
             pid_t child = fork();
             int status = 0;
             if (child == 0) {
-                check();
+                if (*line == 'f') check();
                 _exit(0);
             }
             if (waitpid(child, &status, 0) != child || status != 0) return 3;
+        } else if (!strcmp(line, "follow")) {
+            pid_t child = fork();
+            int status = 0;
+            if (child && (waitpid(child, &status, 0) != child || status != 0)) return 3;
+            if (child) return 0;
         } else {
             return 4;
         }

@@ -74,6 +74,32 @@ fn memory_goes_out_and_comes_back_as_it_is_told() {
     place.assert_clean();
 }
 
+/// A child's address space didn't know its sentinel, so no child was ever taken on, and each waited ten seconds to be.
+#[test]
+fn a_forked_child_is_a_client_of_its_own() {
+    let test = "a_forked_child_is_a_client_of_its_own";
+    let place = Place::new();
+    let Some(filler) = filler(&place, test) else { return };
+    if !can_serve(test) {
+        return;
+    }
+    let (mut run, pid) = start(&place, &filler);
+    ask(&place, &["evict", &pid.to_string()]);
+    run.ask("follow");
+    let child = until("the child is a client", || {
+        let clients = ask(&place, &["clients"]);
+        let mut pids = clients.as_array().unwrap().iter().filter_map(|client| client["pid"].as_u64());
+        pids.find(|other| *other != 0 && *other != u64::from(pid))
+    });
+    // What is its own then can go.
+    run.ask("churn");
+    let moved = ask(&place, &["evict", &child.to_string()])["moved_bytes"].as_u64().unwrap();
+    assert!(moved >= 40 << 20, "{moved}");
+    run.ask("check");
+    assert!(run.end().success());
+    place.assert_clean();
+}
+
 #[test]
 fn after_a_drain_the_command_goes_on_by_itself() {
     let test = "after_a_drain_the_command_goes_on_by_itself";

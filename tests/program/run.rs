@@ -119,6 +119,37 @@ fn what_goes_on_after_the_command_has_its_memory_back() {
     place.assert_clean();
 }
 
+/// The run never ended: what was out of a child that was gone before it called was asked back into it for ever.
+#[test]
+fn children_that_are_gone_with_memory_out_hold_nobody_up() {
+    let test = "children_that_are_gone_with_memory_out_hold_nobody_up";
+    let place = Place::new();
+    let Some(filler) = filler(&place, test) else { return };
+    if !can_serve(test) {
+        return;
+    }
+    let control = place.at("c");
+    let mut run =
+        Talk::start(&mut place.userswap(&["run", "-q", "--control", &control, "--", &filler, "16"]));
+    run.expect("ready");
+    let evict = || {
+        let output = place.output(&["ctl", "--control", &control, "--json", "clients"]);
+        let clients: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        let pid = clients[0]["pid"].as_u64()?.to_string();
+        let output = place.output(&["ctl", "--control", &control, "--json", "evict", &pid]);
+        let evicted: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        evicted["moved_bytes"].as_u64().filter(|bytes| *bytes >= 15 << 20)
+    };
+    until("it is moved out", evict);
+    for _ in 0..4 {
+        run.ask("abandon");
+    }
+    drop(run.child.stdin.take());
+    let child = std::cell::RefCell::new(&mut run.child);
+    assert!(until("it ends", || child.borrow_mut().try_wait().unwrap()).success());
+    place.assert_clean();
+}
+
 #[test]
 fn what_cant_be_managed_runs_and_is_told() {
     let place = Place::new();
