@@ -36,8 +36,7 @@ fn main() {
     for path in images {
         let image = std::fs::read(&path).unwrap();
         let filled = |page: &[u8]| page.chunks_exact(8).all(|word| word == &page[..8]);
-        let pages: Vec<&[u8]> =
-            image.chunks_exact(PAGE).filter(|page| !filled(page)).take(limit).collect();
+        let pages: Vec<&[u8]> = image.chunks_exact(PAGE).filter(|page| !filled(page)).take(limit).collect();
         println!("{path}: {} pages that aren't same-filled", pages.len());
         println!(
             "  {:<28} {:>7} {:>7} {:>8} {:>8} {:>8} {:>8} {:>10} {:>9}",

@@ -518,7 +518,9 @@ impl Builder {
             return Err(StoreError::Unsupported { what: "zstd levels other than -7 to 19" });
         }
         if self.dictionary.is_some_and(|bytes| !(1 << 10..=1 << 20).contains(&bytes)) {
-            return Err(StoreError::Unsupported { what: "dictionaries of less than 1 KiB or more than 1 MiB" });
+            return Err(StoreError::Unsupported {
+                what: "dictionaries of less than 1 KiB or more than 1 MiB",
+            });
         }
         Ok(())
     }

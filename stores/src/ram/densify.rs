@@ -212,7 +212,8 @@ impl Ram {
             let mark = object::write_header(key, form, object);
             (form == Form::ZstdDictionary).then(|| self.replace(found, object, mark)).flatten()
         });
-        for dictionary in [Some(&found.current), found.old.as_ref(), released.as_ref()].into_iter().flatten() {
+        for dictionary in [Some(&found.current), found.old.as_ref(), released.as_ref()].into_iter().flatten()
+        {
             self.dictionaries.release(dictionary, &self.pool, &self.held);
         }
     }
@@ -249,7 +250,8 @@ impl Ram {
     fn peek(&self, scratch: &mut Scratch, handle: Handle, key: PageKey, out: &mut [u8]) -> Option<()> {
         let Some(Named::Entry(entry)) = named(handle) else { return None };
         let shard = self.index.look(entry)?;
-        let object = object::verified(self.pool.bytes(shard.slot(entry)?)).filter(|object| object.key == key)?;
+        let object =
+            object::verified(self.pool.bytes(shard.slot(entry)?)).filter(|object| object.key == key)?;
         match object.dictionary() {
             Some(id) => scratch.decode_with(shard.dictionary(id)?.prepared(), object.payload, out).ok(),
             None => scratch.decode(object.form, object.payload, out).ok(),

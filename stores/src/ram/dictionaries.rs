@@ -13,7 +13,6 @@ use super::pool::{Held, Pool};
 
 /// How many pages a dictionary is trained on, and judged by, at most. More than these make it hardly better and take longer.
 pub(crate) const SAMPLES: usize = 320;
-const SAMPLES_BYTES: u64 = (SAMPLES * size_of::<(Handle, PageKey)>()) as u64;
 /// An owner's objects have become this much larger since its dictionary was made: it gets a new one if that is better.
 const WORSE: f64 = 1.15;
 
@@ -50,6 +49,8 @@ struct State {
     current: Option<Arc<Dictionary>>,
     /// Some of the pages put, each as likely as any other.
     samples: Vec<(Handle, PageKey)>,
+    /// What they are counted with.
+    samples_bytes: u64,
     /// Compressed pages put since the dictionary was made, or since there is none.
     seen: u64,
     /// Of these, what the samples were taken from.
@@ -119,7 +120,7 @@ impl Dictionaries {
                 || state.current.is_some()
                 || !state.samples.iter().all(|(handle, _)| is_gone(*handle));
             if !keep {
-                held.release(Owner::BYTES + State::bytes(&state.samples));
+                held.release(Owner::BYTES + state.samples_bytes);
             }
             keep
         });
@@ -200,15 +201,12 @@ impl Owner {
         let mut state = self.state.lock();
         state.seen += 1;
         state.recent = (state.recent.0 + 1, state.recent.1 + len as u64);
-        if state.samples.capacity() == 0 {
-            // Until a dictionary is in sight an owner takes hardly any memory.
-            if state.seen < state.next / 2 || held.reserve(SAMPLES_BYTES).is_err() {
-                return;
-            }
-            state.samples.reserve_exact(SAMPLES);
+        let mut room = state.samples.capacity() - state.samples.len();
+        if room == 0 && state.samples.len() < SAMPLES {
+            room = state.grow(held);
         }
         state.sampled += 1;
-        if state.samples.len() < SAMPLES {
+        if room > 0 && state.samples.len() < SAMPLES {
             state.samples.push((handle, key));
             return;
         }
@@ -267,15 +265,22 @@ impl Owner {
 }
 
 impl State {
-    /// Forgets all samples.
-    fn start_again(&mut self, held: &Held) {
-        held.release(Self::bytes(&self.samples));
-        self.samples = Vec::new();
-        (self.seen, self.sampled) = (0, 0);
+    /// Makes room for more samples, up to [`SAMPLES`], so that an owner of few pages takes little memory; answers for how many.
+    fn grow(&mut self, held: &Held) -> usize {
+        let more = self.samples.len().max(10).min(SAMPLES - self.samples.len());
+        let bytes = (more * size_of::<(Handle, PageKey)>()) as u64;
+        if held.reserve(bytes).is_err() {
+            return 0;
+        }
+        self.samples.reserve_exact(more);
+        self.samples_bytes += bytes;
+        more
     }
 
-    /// Bytes the samples are counted with.
-    fn bytes(samples: &Vec<(Handle, PageKey)>) -> u64 {
-        if samples.capacity() == 0 { 0 } else { SAMPLES_BYTES }
+    /// Forgets all samples.
+    fn start_again(&mut self, held: &Held) {
+        held.release(std::mem::take(&mut self.samples_bytes));
+        self.samples = Vec::new();
+        (self.seen, self.sampled) = (0, 0);
     }
 }

@@ -49,8 +49,7 @@ impl Form {
     }
 
     fn from_code(code: u64) -> Option<Self> {
-        let all =
-            [Self::Raw, Self::Filled, Self::Lz4, Self::Zstd, Self::ZstdDictionary, Self::Dictionary];
+        let all = [Self::Raw, Self::Filled, Self::Lz4, Self::Zstd, Self::ZstdDictionary, Self::Dictionary];
         all.into_iter().find(|form| form.code() == code)
     }
 }
