@@ -18,6 +18,16 @@ mod codec;
 mod compact;
 mod densify;
 mod dictionaries;
+#[cfg_attr(
+    not(feature = "ram-zstd"),
+    allow(
+        dead_code,
+        unused_variables,
+        unused_mut,
+        unreachable_code,
+        reason = "without zstd no dictionary is ever made"
+    )
+)]
 mod dictionary;
 mod filled;
 mod index;
@@ -38,7 +48,7 @@ use userswap_store::{
 use arena::{Arena, Slot};
 pub use codec::Codec;
 use codec::{Scratch, with_scratch};
-use dictionaries::{Dictionaries, Settings};
+use dictionaries::Dictionaries;
 use dictionary::Dictionary;
 use index::{Cursor, EntryId, Index, Named, filled_handle, filled_is_of, named};
 use object::Form;
@@ -85,7 +95,7 @@ pub struct Ram {
     dictionaries: Dictionaries,
 }
 
-/// So many pages an owner has before it gets a dictionary: with these, the least gain it is made for pays for its memory.
+/// So many pages an owner has before it may get a dictionary, if it isn't said.
 const DICTIONARY_FROM: u64 = 4096;
 
 impl Ram {
@@ -426,8 +436,8 @@ impl Builder {
         self
     }
 
-    /// How many compressed pages an owner has before it gets a dictionary. 4096 if it isn't said: a dictionary takes some 120 KiB of memory
-    /// (215 KiB from level 1 on), and is only used if it saves 2% or more.
+    /// How many compressed pages an owner has before it may get a dictionary: 4096 if it isn't said. A dictionary takes some 120 KiB of memory
+    /// (215 KiB from level 1 on), and isn't made if it saves less than that.
     #[must_use]
     pub fn dictionary_from(mut self, pages: u64) -> Self {
         self.dictionary_from = pages;
@@ -534,9 +544,11 @@ impl Builder {
         capabilities.maintains = true;
         let settings = match self.codec {
             #[cfg(feature = "ram-zstd")]
-            Codec::Zstd { level } => {
-                self.dictionary.map(|size| Settings { size, from_pages: self.dictionary_from, level })
-            }
+            Codec::Zstd { level } => self.dictionary.map(|size| dictionaries::Settings {
+                size,
+                from_pages: self.dictionary_from,
+                level,
+            }),
             #[cfg(feature = "ram-lz4")]
             Codec::Lz4 => None,
         };

@@ -366,7 +366,7 @@ fn threads_put_fetch_and_free_while_dictionaries_come_and_go() {
                         }
                         while let Some(last) = held.pop() {
                             free_all(store, &[last]);
-                            if held.len() % 40 == 0 {
+                            if held.len().is_multiple_of(40) {
                                 check(store, language, &held);
                             }
                         }

@@ -11,10 +11,10 @@ use super::dictionary::{Dictionary, DictionaryId, chains};
 use super::index::{Cursor, EntryId, Named, named};
 use super::object::{self, Form};
 use super::pool::NoRoom;
-use super::{Ram, codec};
+use super::{DICTIONARY_FROM, Ram, codec};
 
-/// A dictionary that saves less than this part of the bytes isn't worth its memory, or its successor the work.
-const LEAST_GAIN: f64 = 0.02;
+/// A dictionary that saves less than this part of the bytes isn't worth the work.
+const LEAST_GAIN: f64 = 0.01;
 /// With fewer pages there is nothing to train on.
 const FEWEST: usize = 10;
 /// Bytes of pages trained on and judged by, at most.
@@ -88,7 +88,7 @@ impl Ram {
         let found = pages.len() / page_size;
         let live = seen.saturating_mul(found as u64) / samples.len().max(1) as u64;
         let trained = (found >= FEWEST && (old.is_some() || live >= settings.from_pages))
-            .then(|| self.trained(scratch, settings, &pages, old.as_deref()))
+            .then(|| self.trained(scratch, settings, &pages, old.as_deref(), live))
             .flatten();
         if let Some(old) = &old {
             self.dictionaries.release(old, &self.pool, &self.held);
@@ -113,7 +113,9 @@ impl Ram {
                     let slot = shard.slot(entry)?;
                     self.found(entry, slot, |id| shard.dictionary(id).map(Arc::clone))
                 });
-                found.map(|found| self.again(scratch, &found));
+                if let Some(found) = found {
+                    self.again(scratch, &found);
+                }
             }
         }
         self.dictionaries.release(&made, &self.pool, &self.held);
@@ -125,13 +127,15 @@ impl Ram {
         4 * self.capabilities.page_size as u64
     }
 
-    /// A dictionary from these pages, prepared, and the bytes of objects made with it; if it is better than what there is.
+    /// A dictionary from these pages, prepared, and the bytes of objects made with it; if what it saves on `live` pages is more
+    /// than what it takes. An owner that has one with fewer than [`DICTIONARY_FROM`] is to have it as if there were so many.
     fn trained(
         &self,
         scratch: &mut Scratch,
         settings: Settings,
         pages: &[u8],
         old: Option<&Dictionary>,
+        live: u64,
     ) -> Option<(Vec<u8>, Prepared, f64)> {
         let page_size = self.capabilities.page_size;
         let (mut to_train, mut to_judge) = (Vec::with_capacity(pages.len()), Vec::new());
@@ -153,8 +157,11 @@ impl Ram {
             };
             after += scratch.encode_with(&prepared, id, page).1.len();
         }
-        let pays = (after as f64) < before as f64 * (1.0 - LEAST_GAIN);
-        pays.then(|| (content, prepared, after as f64 / to_judge.len() as f64))
+        let saved = (before as f64 - after as f64) / to_judge.len() as f64;
+        let taken = prepared.bytes() + content.len();
+        let pays = saved * live.max(DICTIONARY_FROM) as f64 > taken as f64;
+        let better = (after as f64) < before as f64 * (1.0 - LEAST_GAIN);
+        (pays && better).then(|| (content, prepared, after as f64 / to_judge.len() as f64))
     }
 
     /// Compresses one group of entries again; where to go on.

@@ -1,6 +1,7 @@
 //! The dictionaries of a store: who has one, who should get one, from which pages.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -92,12 +93,13 @@ impl Dictionaries {
         if let Some(owner) = self.owners.read().get(&id) {
             return Some(Arc::clone(owner));
         }
-        let mut owners = self.owners.write();
-        if !owners.contains_key(&id) {
-            held.reserve(Owner::BYTES).ok()?;
-            owners.insert(id, Arc::new(Owner::new(id, settings)));
+        match self.owners.write().entry(id) {
+            Entry::Occupied(known) => Some(Arc::clone(known.get())),
+            Entry::Vacant(new) => {
+                held.reserve(Owner::BYTES).ok()?;
+                Some(Arc::clone(new.insert(Arc::new(Owner::new(id, settings)))))
+            }
         }
-        owners.get(&id).map(Arc::clone)
     }
 
     /// All owners.
