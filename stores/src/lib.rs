@@ -3,7 +3,7 @@
 //! | feature | store | specification |
 //! |---|---|---|
 //! | `ram-lz4` (default) | compressed memory, fast, pure Rust | `ram:lz4` |
-//! | `ram-zstd` | compressed memory, dense | `ram:zstd?level=-1` |
+//! | `ram-zstd` | compressed memory, dense, with a dictionary for each owner of many pages | `ram:zstd?level=-1&dict=15K` |
 //!
 //! [`open`] makes a store from a specification; see [`spec`] for the grammar.
 #![deny(unsafe_code)]

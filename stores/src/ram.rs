@@ -5,13 +5,30 @@
 //! Each object carries its key and a checksum, so a fetch finds out if the bytes aren't the page's, and a
 //! successor of a dead process finds every object in the memfd ([`Builder::rebuild`]).
 //!
+//! With zstd, each owner of many pages gets a **dictionary**: trained by [`maintain`](Store::maintain) on some of its pages, kept in the memfd beside
+//! them as long as an object needs it, and used for what the owner puts from then on. Pages put before are compressed again,
+//! also by `maintain`.
+//!
 //! What a store holds is in [`Stats::memory_bytes`]: pages of the memfd with anything in them or kept warm, slabs' and index's
-//! bookkeeping. Not in it: each thread's codec state, used by all stores of the process (about 13 KiB for lz4; zstd's own contexts).
+//! bookkeeping, dictionaries and zstd's tables for them. Not in it: each thread's codec state, used by all stores of the process (about 13 KiB for lz4; zstd's own contexts).
 
 mod arena;
 mod classes;
 mod codec;
 mod compact;
+mod densify;
+mod dictionaries;
+#[cfg_attr(
+    not(feature = "ram-zstd"),
+    allow(
+        dead_code,
+        unused_variables,
+        unused_mut,
+        unreachable_code,
+        reason = "without zstd no dictionary is ever made"
+    )
+)]
+mod dictionary;
 mod filled;
 mod index;
 mod object;
@@ -19,6 +36,7 @@ mod pool;
 
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
@@ -30,6 +48,8 @@ use userswap_store::{
 use arena::{Arena, Slot};
 pub use codec::Codec;
 use codec::{Scratch, with_scratch};
+use dictionaries::Dictionaries;
+use dictionary::Dictionary;
 use index::{Cursor, EntryId, Index, Named, filled_handle, filled_is_of, named};
 use object::Form;
 use pool::{Held, NoRoom, Pool};
@@ -72,18 +92,29 @@ pub struct Ram {
     fetch_errors: AtomicU64,
     bad_frees: AtomicU64,
     cursor: Mutex<Cursor>,
+    dictionaries: Dictionaries,
 }
+
+/// So many pages an owner has before it may get a dictionary, if it isn't said.
+const DICTIONARY_FROM: u64 = 4096;
 
 impl Ram {
     /// A builder with the defaults: lz4, 4096-byte pages, no capacity limit.
     #[cfg(feature = "ram-lz4")]
     pub fn builder() -> Builder {
-        Builder { codec: Codec::Lz4, page_size: 4096, capacity: None, recoverable: false }
+        Self::with_codec(Codec::Lz4)
     }
 
     /// A builder for this codec, with the other defaults.
     pub fn with_codec(codec: Codec) -> Builder {
-        Builder { codec, page_size: 4096, capacity: None, recoverable: false }
+        Builder {
+            codec,
+            page_size: 4096,
+            capacity: None,
+            recoverable: false,
+            dictionary: Some(crate::spec::DICTIONARY),
+            dictionary_from: DICTIONARY_FROM,
+        }
     }
 
     /// The memfd the objects are in: for a keeper that outlives this process, or for mapping read-only elsewhere.
@@ -94,25 +125,63 @@ impl Ram {
     }
 
     fn put_one(&self, scratch: &mut Scratch, page: &Page<'_>) -> Result<Handle, NoRoom> {
-        let (form, object) = match filled::repeated_word(page.bytes) {
+        let word = filled::repeated_word(page.bytes);
+        let owner = match word {
+            Some(_) => None,
+            None => self.dictionaries.owner(page.key.owner, &self.held),
+        };
+        let dictionary = owner.as_ref().and_then(|owner| owner.current());
+        let result = self.put_with(scratch, page, word, dictionary.as_ref());
+        if let Some(dictionary) = &dictionary {
+            self.dictionaries.release(dictionary, &self.pool, &self.held);
+        }
+        let (handle, form, len) = result?;
+        if let Some(owner) = owner.filter(|_| matches!(form, Form::Zstd | Form::ZstdDictionary)) {
+            owner.note(handle, page.key, len, &self.held);
+        }
+        Ok(handle)
+    }
+
+    /// Puts a page that repeats `word`, or is compressed with this dictionary, of which the caller is a user. The form, and
+    /// the object's bytes.
+    fn put_with(
+        &self,
+        scratch: &mut Scratch,
+        page: &Page<'_>,
+        word: Option<u64>,
+        dictionary: Option<&Arc<Dictionary>>,
+    ) -> Result<(Handle, Form, usize), NoRoom> {
+        let (form, object) = match word {
             Some(word) => match filled::repeated_half(word) {
                 Some(half) if !self.recoverable => {
                     self.in_handles.fetch_add(1, Ordering::Relaxed);
                     self.filled_puts.fetch_add(1, Ordering::Relaxed);
-                    return Ok(filled_handle(page.key, half));
+                    return Ok((filled_handle(page.key, half), Form::Filled, 0));
                 }
                 _ => (Form::Filled, scratch.plain(&word.to_le_bytes())),
             },
-            None => scratch.encode(self.codec, page.bytes),
+            None => match dictionary {
+                Some(dictionary) => scratch.encode_with(dictionary.prepared(), dictionary.id(), page.bytes),
+                None => scratch.encode(self.codec, page.bytes),
+            },
         };
+        let dictionary = dictionary.filter(|_| form == Form::ZstdDictionary);
         let mark = object::write_header(page.key, form, object);
         let mut slot = self.pool.take(object.len(), &self.held)?;
         object::commit(self.pool.bytes_mut(&mut slot), object, mark);
-        self.index.insert(page.key, slot, form, object.len(), &self.held).map_err(|(mut slot, error)| {
-            object::retire(self.pool.bytes_mut(&mut slot));
-            self.pool.give(slot, &self.held);
-            error
-        })
+        match self.index.insert(page.key, slot, form, object.len(), dictionary, &self.held) {
+            Ok(handle) => Ok((handle, form, object.len())),
+            Err((slot, error)) => {
+                self.drop_object(slot);
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends an object that has no entry.
+    fn drop_object(&self, mut slot: Slot) {
+        object::retire(self.pool.bytes_mut(&mut slot));
+        self.pool.give(slot, &self.held);
     }
 
     /// Puts one page, making room from what lies idle if need be.
@@ -170,7 +239,14 @@ impl Ram {
         if object.key != key {
             return Err(not_found);
         }
-        scratch.decode(object.form, object.payload, out).map_err(|what| StoreError::Corrupt { key, what })?;
+        let decoded = match object.dictionary() {
+            Some(id) => match shard.dictionary(id) {
+                Some(dictionary) => scratch.decode_with(dictionary.prepared(), object.payload, out),
+                None => Err("dictionary"),
+            },
+            None => scratch.decode(object.form, object.payload, out),
+        };
+        decoded.map_err(|what| StoreError::Corrupt { key, what })?;
         Ok(Fetch::Ready)
     }
 
@@ -198,10 +274,20 @@ impl Ram {
         let Some(slot) = shard.slot_mut(id) else { return false };
         let bytes = self.pool.bytes_mut(slot);
         let (len, form) = object::stored_len(bytes);
+        // Only a whole object says for sure which dictionary it needs; that of a damaged one stays as long as the store.
+        let dictionary = if form == Some(Form::ZstdDictionary) {
+            object::verified(bytes).and_then(|object| object.dictionary())
+        } else {
+            None
+        };
         object::retire(bytes);
         let Some(slot) = shard.remove(id, form, len, undo) else { return false };
+        let released = dictionary.and_then(|id| shard.let_go(id));
         drop(shard);
         self.pool.give(slot, &self.held);
+        if let Some(dictionary) = released {
+            self.dictionaries.release(&dictionary, &self.pool, &self.held);
+        }
         true
     }
 
@@ -276,7 +362,7 @@ impl Store for Ram {
         let mut stats = Stats::default();
         stats.pages = counts.pages + in_handles;
         stats.raw_bytes = stats.pages * self.capabilities.page_size as u64;
-        stats.stored_bytes = counts.stored_bytes;
+        stats.stored_bytes = counts.stored_bytes + self.dictionaries.stored_bytes();
         stats.memory_bytes = self.held.bytes();
         stats.same_filled_pages = counts.filled + in_handles;
         stats.incompressible_pages = counts.raw;
@@ -290,7 +376,12 @@ impl Store for Ram {
     }
 
     fn maintain(&self, budget: Budget) -> Maintained {
-        self.compact(budget)
+        let densified = self.densify(budget);
+        let left = Budget::bytes(budget.bytes.saturating_sub(densified.moved_bytes));
+        let mut done = self.compact(left);
+        done.moved_bytes += densified.moved_bytes;
+        done.more |= densified.more;
+        done
     }
 }
 
@@ -301,6 +392,8 @@ pub struct Builder {
     page_size: usize,
     capacity: Option<u64>,
     recoverable: bool,
+    dictionary: Option<usize>,
+    dictionary_from: u64,
 }
 
 /// The arena's size where the store has no limit of its own: address space, not memory.
@@ -336,10 +429,25 @@ impl Builder {
         self
     }
 
+    /// The most bytes of a dictionary, from 1 KiB to 1 MiB, or `None` for no dictionaries. 15 KiB if it isn't said. Only zstd has any.
+    #[must_use]
+    pub fn dictionary(mut self, bytes: Option<usize>) -> Self {
+        self.dictionary = bytes;
+        self
+    }
+
+    /// How many compressed pages an owner has before it may get a dictionary: 4096 if it isn't said. A dictionary takes some 120 KiB of memory
+    /// (215 KiB from level 1 on), and isn't made if it saves less than that.
+    #[must_use]
+    pub fn dictionary_from(mut self, pages: u64) -> Self {
+        self.dictionary_from = pages;
+        self
+    }
+
     /// The store, empty.
     ///
     /// # Errors
-    /// [`StoreError::Unsupported`] for an impossible page size or level; [`StoreError::Io`] if there can be no arena.
+    /// [`StoreError::Unsupported`] for an impossible page size, level or size of a dictionary; [`StoreError::Io`] if there can be no arena.
     pub fn build(self) -> Result<Ram, StoreError> {
         self.check()?;
         // Twice the capacity, and two slabs a class: address space that fragmentation can't exhaust.
@@ -356,7 +464,7 @@ impl Builder {
 
     /// The store whose objects are in a memfd a dead process left behind ([`Ram::arena_file`]), with the handle of each, sorted by key.
     ///
-    /// Objects that aren't whole are dropped, as is the second of two under one key. Pages are read with whatever codec wrote them,
+    /// Objects that aren't whole are dropped, as are those whose dictionary isn't, and the second of two under one key. Pages are read with whatever codec wrote them,
     /// if its feature is on; this builder's codec is for what is put from now on. The page size is the arena's.
     ///
     /// # Errors
@@ -369,28 +477,40 @@ impl Builder {
         self.check()?;
         let store = self.over(arena);
         let mut found: Vec<(PageKey, Slot, Form, usize)> = Vec::new();
+        let mut pieces: Vec<(PageKey, Slot)> = Vec::new();
         let keep = |arena: &Arena, slot: Slot| {
             let Some(object) = object::verified(arena.bytes(&slot)) else { return Some(slot) };
             let (key, form, len) = (object.key, object.form, object::HEADER + object.payload.len());
-            found.push((key, slot, form, len));
+            match form {
+                Form::Dictionary => pieces.push((key, slot)),
+                _ => found.push((key, slot, form, len)),
+            }
             None
         };
         store.pool.refill(&store.held, keep).map_err(failed)?;
+        let full = |error: NoRoom| match error {
+            NoRoom::Capacity { needed, available, capacity } => {
+                StoreError::Full { needed, available, capacity }
+            }
+            NoRoom::Arena(source) => failed(source),
+        };
+        let dictionaries = store.find_dictionaries(pieces).map_err(full)?;
         found.sort_by_key(|(key, ..)| *key);
         let mut handles: Vec<(PageKey, Handle)> = Vec::with_capacity(found.len());
-        for (key, mut slot, form, len) in found {
-            if handles.last().is_some_and(|(last, _)| *last == key) {
-                object::retire(store.pool.bytes_mut(&mut slot));
-                store.pool.give(slot, &store.held);
+        for (key, slot, form, len) in found {
+            let needed = object::parse(store.pool.bytes(&slot)).and_then(|(object, _)| object.dictionary());
+            let dictionary = needed.and_then(|id| dictionaries.iter().find(|found| found.id() == id));
+            let unreadable = form == Form::ZstdDictionary && dictionary.is_none();
+            if unreadable || handles.last().is_some_and(|(last, _)| *last == key) {
+                store.drop_object(slot);
                 continue;
             }
-            match store.index.insert(key, slot, form, len, &store.held) {
-                Ok(handle) => handles.push((key, handle)),
-                Err((_, NoRoom::Capacity { needed, available, capacity })) => {
-                    return Err(StoreError::Full { needed, available, capacity });
-                }
-                Err((_, NoRoom::Arena(source))) => return Err(failed(source)),
-            }
+            let inserted = store.index.insert(key, slot, form, len, dictionary, &store.held);
+            handles.push((key, inserted.map_err(|(_, error)| full(error))?));
+        }
+        // Those that no object needs end here.
+        for dictionary in &dictionaries {
+            store.dictionaries.release(dictionary, &store.pool, &store.held);
         }
         Ok((store, handles))
     }
@@ -407,6 +527,11 @@ impl Builder {
         {
             return Err(StoreError::Unsupported { what: "zstd levels other than -7 to 19" });
         }
+        if self.dictionary.is_some_and(|bytes| !(1 << 10..=1 << 20).contains(&bytes)) {
+            return Err(StoreError::Unsupported {
+                what: "dictionaries of less than 1 KiB or more than 1 MiB",
+            });
+        }
         Ok(())
     }
 
@@ -417,6 +542,16 @@ impl Builder {
         capabilities.integrity = Integrity::Checksum;
         capabilities.detects_same_filled = true;
         capabilities.maintains = true;
+        let settings = match self.codec {
+            #[cfg(feature = "ram-zstd")]
+            Codec::Zstd { level } => self.dictionary.map(|size| dictionaries::Settings {
+                size,
+                from_pages: self.dictionary_from,
+                level,
+            }),
+            #[cfg(feature = "ram-lz4")]
+            Codec::Lz4 => None,
+        };
         let held = Held::new(self.capacity);
         let (pool, index) = (Pool::new(arena, self.page_size), Index::new());
         held.add((size_of::<Ram>() + pool.overhead() + index.overhead()) as u64);
@@ -434,6 +569,7 @@ impl Builder {
             fetch_errors: AtomicU64::new(0),
             bad_frees: AtomicU64::new(0),
             cursor: Mutex::new(Cursor::default()),
+            dictionaries: Dictionaries::new(settings),
         }
     }
 }

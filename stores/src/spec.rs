@@ -8,12 +8,18 @@
 //! | store | options |
 //! |---|---|
 //! | `ram:lz4` | `capacity=SIZE` |
-//! | `ram:zstd` | `level=N` from −7 to 19 (default −1), `capacity=SIZE` |
+//! | `ram:zstd` | `level=N` from −7 to 19 (default −1), `dict=SIZE` from 1K to 1M (default 15K) or `dict=off`, `capacity=SIZE` |
+//!
+//! `dict` is about the dictionaries that owners of many pages get, one each: see [`Builder::dictionary`](crate::ram::Builder::dictionary).
 
 use std::fmt;
 use std::sync::Arc;
 
 use userswap_store::{Store, StoreError};
+
+/// A dictionary's size if the specification doesn't say it: larger ones aren't better, since for these zstd chooses other
+/// settings.
+pub(crate) const DICTIONARY: usize = 15 << 10;
 
 /// Opens the store `spec` describes, for pages of `page_size` bytes.
 ///
@@ -36,6 +42,8 @@ pub enum Spec {
     RamZstd {
         /// zstd's level.
         level: i32,
+        /// The most bytes of a dictionary, `None` for no dictionaries.
+        dictionary: Option<usize>,
         /// The most memory to hold, in bytes.
         capacity: Option<u64>,
     },
@@ -79,7 +87,7 @@ pub fn parse(spec: &str) -> Result<Spec, SpecError> {
     };
     let mut parsed = match store {
         "ram:lz4" => Spec::RamLz4 { capacity: None },
-        "ram:zstd" => Spec::RamZstd { level: -1, capacity: None },
+        "ram:zstd" => Spec::RamZstd { level: -1, dictionary: Some(DICTIONARY), capacity: None },
         "" => return Err(text.wrong(spec, "expected a store, such as ram:lz4 or ram:zstd")),
         _ => {
             let (kind, name) = store.split_once(':').unwrap_or((store, ""));
@@ -109,6 +117,17 @@ pub fn parse(spec: &str) -> Result<Spec, SpecError> {
                 let in_range = value.parse().ok().filter(|level| (-7..=19).contains(level));
                 *level = in_range.ok_or_else(|| text.wrong(value, "expected a level from -7 to 19"))?;
             }
+            ("dict", Spec::RamZstd { dictionary, .. }) => {
+                *dictionary = match value {
+                    "off" => None,
+                    _ => {
+                        let bytes = size(text, value).ok().and_then(|bytes| usize::try_from(bytes).ok());
+                        let in_range = bytes.filter(|bytes| (1 << 10..=1 << 20).contains(bytes));
+                        let expected = "expected a dictionary's size from 1K to 1M, or off";
+                        Some(in_range.ok_or_else(|| text.wrong(value, expected))?)
+                    }
+                };
+            }
             _ => return Err(text.wrong(key, format!("{store} has no option {key}"))),
         }
     }
@@ -120,10 +139,12 @@ impl Spec {
         let failed = |source| SpecError::Open { spec: spec.to_owned(), source };
         match self {
             #[cfg(feature = "ram-lz4")]
-            Self::RamLz4 { capacity } => ram(crate::ram::Codec::Lz4, capacity, page_size).map_err(failed),
+            Self::RamLz4 { capacity } => {
+                ram(crate::ram::Codec::Lz4, None, capacity, page_size).map_err(failed)
+            }
             #[cfg(feature = "ram-zstd")]
-            Self::RamZstd { level, capacity } => {
-                ram(crate::ram::Codec::Zstd { level }, capacity, page_size).map_err(failed)
+            Self::RamZstd { level, dictionary, capacity } => {
+                ram(crate::ram::Codec::Zstd { level }, dictionary, capacity, page_size).map_err(failed)
             }
             #[cfg(not(all(feature = "ram-lz4", feature = "ram-zstd")))]
             _ => {
@@ -137,10 +158,11 @@ impl Spec {
 #[cfg(any(feature = "ram-lz4", feature = "ram-zstd"))]
 fn ram(
     codec: crate::ram::Codec,
+    dictionary: Option<usize>,
     capacity: Option<u64>,
     page_size: usize,
 ) -> Result<Arc<dyn Store>, StoreError> {
-    let mut builder = crate::ram::Ram::with_codec(codec).page_size(page_size);
+    let mut builder = crate::ram::Ram::with_codec(codec).page_size(page_size).dictionary(dictionary);
     if let Some(bytes) = capacity {
         builder = builder.capacity(bytes);
     }
@@ -201,9 +223,14 @@ mod tests {
     fn right_ones() {
         assert_eq!(parse("ram:lz4").unwrap(), Spec::RamLz4 { capacity: None });
         assert_eq!(parse("ram:lz4?capacity=64M").unwrap(), Spec::RamLz4 { capacity: Some(64 << 20) });
-        assert_eq!(parse("ram:zstd").unwrap(), Spec::RamZstd { level: -1, capacity: None });
-        let both = Spec::RamZstd { level: 3, capacity: Some(1 << 30) };
+        let dictionary = Some(15 << 10);
+        assert_eq!(parse("ram:zstd").unwrap(), Spec::RamZstd { level: -1, dictionary, capacity: None });
+        let both = Spec::RamZstd { level: 3, dictionary, capacity: Some(1 << 30) };
         assert_eq!(parse("ram:zstd?level=3&capacity=1G").unwrap(), both);
+        let off = Spec::RamZstd { level: -1, dictionary: None, capacity: None };
+        assert_eq!(parse("ram:zstd?dict=off").unwrap(), off);
+        let small = Spec::RamZstd { level: 5, dictionary: Some(8192), capacity: None };
+        assert_eq!(parse("ram:zstd?dict=8K&level=5").unwrap(), small);
     }
 
     #[test]
@@ -215,6 +242,10 @@ mod tests {
             ("ram:lzo", 5, 3, "there is no codec lzo; ram has lz4 and zstd"),
             ("ram:lz4?level=3", 9, 5, "ram:lz4 has no option level"),
             ("ram:zstd?level=20", 16, 2, "expected a level from -7 to 19"),
+            ("ram:zstd?dict=1000", 15, 4, "expected a dictionary's size from 1K to 1M, or off"),
+            ("ram:zstd?dict=no", 15, 2, "expected a dictionary's size from 1K to 1M, or off"),
+            ("ram:zstd?level=1&dict=2M", 23, 2, "expected a dictionary's size from 1K to 1M, or off"),
+            ("ram:lz4?dict=off", 9, 4, "ram:lz4 has no option dict"),
             ("ram:zstd?level", 10, 5, "expected an option of the form key=value"),
             ("ram:zstd?", 10, 1, "expected an option of the form key=value"),
             ("ram:lz4?capacity=1Q", 19, 1, "there is no unit Q; sizes end in K, M, G or T"),

@@ -59,3 +59,17 @@ mod ram_zstd_dense {
 
     userswap_store::conformance!(ram(Codec::Zstd { level: 3 }, 4096, false));
 }
+
+#[cfg(feature = "ram-zstd")]
+mod ram_zstd_with_dictionaries {
+    use super::*;
+
+    userswap_store::conformance!(|ask: &Ask| -> Arc<dyn Store> {
+        let mut builder =
+            Ram::with_codec(Codec::Zstd { level: 1 }).dictionary(Some(2048)).dictionary_from(12);
+        if let Some(bytes) = ask.capacity {
+            builder = builder.capacity(bytes);
+        }
+        Arc::new(builder.build().unwrap())
+    });
+}

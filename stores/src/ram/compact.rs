@@ -21,6 +21,9 @@ impl Ram {
         if gain >= held_before / 64
             && let Some(mut cursor) = self.cursor.try_lock()
         {
+            for dictionary in self.dictionaries.all() {
+                dictionary.with_pieces(|slot| done.moved_bytes += self.pack(slot, &ends));
+            }
             let start = *cursor;
             let mut wrapped = false;
             done.more = loop {

@@ -10,6 +10,7 @@
 //! 1  | key's hash (31)             | repeated word (32)           a same-filled page, which has no entry
 //! ```
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::utils::CachePadded;
@@ -17,6 +18,7 @@ use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use userswap_store::{Handle, PageKey};
 
 use super::arena::{Slot, TAG_LIMIT};
+use super::dictionary::{Dictionary, DictionaryId};
 use super::object::Form;
 use super::pool::{Held, NoRoom};
 
@@ -45,7 +47,18 @@ pub(crate) struct Shard {
     open: Vec<u64>,
     tag: u16,
     counts: Counts,
+    /// By their places: the dictionaries that objects here were made with. So a fetch finds its dictionary under the lock it has.
+    dictionaries: Vec<Option<Used>>,
 }
+
+/// A dictionary, of which the shard is one user, and how many objects need it.
+struct Used {
+    dictionary: Arc<Dictionary>,
+    objects: u32,
+}
+
+/// What a dictionary takes of the index.
+pub(crate) const BYTES_A_DICTIONARY: usize = SHARDS * size_of::<Option<Used>>();
 
 struct Chunk {
     slots: [Option<Slot>; ENTRIES],
@@ -80,6 +93,13 @@ pub(crate) struct EntryId {
     tag: u16,
 }
 
+impl EntryId {
+    /// The tag the entry must have.
+    pub(crate) fn tag(self) -> u16 {
+        self.tag
+    }
+}
+
 impl Index {
     pub(crate) fn new() -> Self {
         let cell = || Cell { shard: RwLock::default(), fetches: AtomicU64::new(0) };
@@ -91,18 +111,34 @@ impl Index {
         size_of_val(&*self.shards)
     }
 
-    /// Makes an entry for an object of `len` bytes. On `Err` the slot comes back.
+    /// Makes an entry for an object of `len` bytes, made with this dictionary, of which the caller is a user. On `Err` the
+    /// slot comes back.
     pub(crate) fn insert(
         &self,
         key: PageKey,
         slot: Slot,
         form: Form,
         len: usize,
+        dictionary: Option<&Arc<Dictionary>>,
         held: &Held,
     ) -> Result<Handle, (Slot, NoRoom)> {
         let shard_number = hash(key) as usize % SHARDS;
         let mut shard = self.shards[shard_number].shard.write();
-        shard.insert(shard_number, slot, form, len, held)
+        let handle = shard.insert(shard_number, slot, form, len, held)?;
+        if let Some(dictionary) = dictionary {
+            shard.keep(dictionary);
+        }
+        Ok(handle)
+    }
+
+    /// The shard an entry is in, for background work to read.
+    pub(crate) fn look(&self, id: EntryId) -> Option<RwLockReadGuard<'_, Shard>> {
+        Some(self.shards.get(id.shard)?.shard.read())
+    }
+
+    /// The shard a cursor is in, for background work to read. `None` past the end.
+    pub(crate) fn look_at(&self, cursor: Cursor) -> Option<RwLockReadGuard<'_, Shard>> {
+        Some(self.shards.get(cursor.shard)?.shard.read())
     }
 
     /// The shard an entry is in, for reading. Counts a fetch.
@@ -167,6 +203,11 @@ impl Cursor {
 
     pub(crate) fn next_shard(self) -> Self {
         Self { shard: self.shard + 1, group: 0 }
+    }
+
+    /// The chunk its group is in, and the first entry there.
+    fn place(self) -> (usize, usize) {
+        (self.group / (ENTRIES / GROUP), self.group % (ENTRIES / GROUP) * GROUP)
     }
 }
 
@@ -246,9 +287,58 @@ impl Shard {
         Some(slot)
     }
 
+    /// One more object needs this dictionary, of which the caller is a user.
+    pub(crate) fn keep(&mut self, dictionary: &Arc<Dictionary>) {
+        let place = dictionary.id().place();
+        if place >= self.dictionaries.len() {
+            self.dictionaries.resize_with(place + 1, || None);
+        }
+        match &mut self.dictionaries[place] {
+            Some(used) => used.objects += 1,
+            empty if dictionary.acquire() => {
+                *empty = Some(Used { dictionary: Arc::clone(dictionary), objects: 1 });
+            }
+            // Not with a caller that is a user.
+            _ => {}
+        }
+    }
+
+    /// One object less needs this dictionary. If it was the shard's last, the shard's use of it is the caller's to release, when
+    /// the shard is unlocked.
+    #[must_use]
+    pub(crate) fn let_go(&mut self, id: DictionaryId) -> Option<Arc<Dictionary>> {
+        let used = self.dictionaries.get_mut(id.place())?;
+        let here = used.as_mut().filter(|used| used.dictionary.id() == id)?;
+        here.objects -= 1;
+        if here.objects == 0 { used.take().map(|used| used.dictionary) } else { None }
+    }
+
+    /// The dictionary of this id, if an object here needs it.
+    pub(crate) fn dictionary(&self, id: DictionaryId) -> Option<&Arc<Dictionary>> {
+        let used = self.dictionaries.get(id.place())?.as_ref()?;
+        Some(&used.dictionary).filter(|dictionary| dictionary.id() == id)
+    }
+
+    /// An object of `from` bytes has `to` from now on.
+    pub(crate) fn resized(&mut self, from: usize, to: usize) {
+        self.counts.stored_bytes = self.counts.stored_bytes.saturating_sub(from as u64) + to as u64;
+    }
+
+    /// The entries of the cursor's group; `None` past the last one.
+    pub(crate) fn group(&self, cursor: Cursor) -> Option<impl Iterator<Item = (EntryId, &Slot)>> {
+        let (chunk, first) = cursor.place();
+        let entries = self.chunks.get(chunk)?.as_ref();
+        let slots = entries.map(|entries| entries.slots[first..first + GROUP].iter());
+        let named = (chunk * ENTRIES + first..).zip(slots.into_iter().flatten());
+        Some(named.filter_map(move |(entry, slot)| {
+            let slot = slot.as_ref()?;
+            Some((EntryId { shard: cursor.shard, entry, tag: slot.tag() }, slot))
+        }))
+    }
+
     /// The slots of the cursor's group of entries; `None` past the last one.
     pub(crate) fn slots_mut(&mut self, cursor: Cursor) -> Option<impl Iterator<Item = &mut Slot>> {
-        let (chunk, first) = (cursor.group / (ENTRIES / GROUP), cursor.group % (ENTRIES / GROUP) * GROUP);
+        let (chunk, first) = cursor.place();
         let chunk = self.chunks.get_mut(chunk)?.as_mut();
         let slots = chunk.map(|chunk| chunk.slots[first..first + GROUP].iter_mut());
         Some(slots.into_iter().flatten().filter_map(Option::as_mut))

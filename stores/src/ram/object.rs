@@ -9,6 +9,8 @@
 
 use userswap_store::{OwnerId, PageKey};
 
+use super::dictionary::DictionaryId;
+
 /// Bytes of the header.
 pub(crate) const HEADER: usize = 24;
 /// Where in a slot the mark is.
@@ -28,6 +30,10 @@ pub(crate) enum Form {
     Lz4,
     /// A zstd frame.
     Zstd,
+    /// A dictionary's id and a zstd frame made with it, without its magic number.
+    ZstdDictionary,
+    /// No page: a piece of a dictionary.
+    Dictionary,
 }
 
 impl Form {
@@ -37,11 +43,14 @@ impl Form {
             Self::Filled => 1,
             Self::Lz4 => 2,
             Self::Zstd => 3,
+            Self::ZstdDictionary => 4,
+            Self::Dictionary => 5,
         }
     }
 
     fn from_code(code: u64) -> Option<Self> {
-        [Self::Raw, Self::Filled, Self::Lz4, Self::Zstd].into_iter().find(|form| form.code() == code)
+        let all = [Self::Raw, Self::Filled, Self::Lz4, Self::Zstd, Self::ZstdDictionary, Self::Dictionary];
+        all.into_iter().find(|form| form.code() == code)
     }
 }
 
@@ -50,6 +59,13 @@ pub(crate) struct Object<'a> {
     pub(crate) key: PageKey,
     pub(crate) form: Form,
     pub(crate) payload: &'a [u8],
+}
+
+impl Object<'_> {
+    /// The dictionary it takes to read it.
+    pub(crate) fn dictionary(&self) -> Option<DictionaryId> {
+        if self.form == Form::ZstdDictionary { DictionaryId::of_payload(self.payload) } else { None }
+    }
 }
 
 /// Writes the header of an object whose payload lies behind the space for it, all but the mark, and answers the mark.
@@ -103,6 +119,11 @@ pub(crate) fn verified(slot: &[u8]) -> Option<Object<'_>> {
 /// The length of the object in a slot, header included; 0 if there is none.
 pub(crate) fn stored_len(slot: &[u8]) -> (usize, Option<Form>) {
     parse(slot).map_or((0, None), |(object, _)| (HEADER + object.payload.len(), Some(object.form)))
+}
+
+/// A checksum of bytes that are no object.
+pub(crate) fn digest(bytes: &[u8]) -> u32 {
+    check(0, 0, 0, bytes)
 }
 
 const K0: u64 = 0x9e37_79b9_7f4a_7c15;
