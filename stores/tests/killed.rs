@@ -45,7 +45,8 @@ fn worded_page(key: PageKey) -> Vec<u8> {
     };
     let mut bytes = Vec::with_capacity(PAGE + 32);
     while bytes.len() < PAGE {
-        let mut letters = key.owner.0 << 32 | step(&mut state) % 200;
+        let word = step(&mut state) % 200;
+        let mut letters = key.owner.0 << 32 | word;
         bytes.extend((0..20).map(|_| step(&mut letters) as u8));
     }
     bytes.truncate(PAGE);
