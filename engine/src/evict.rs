@@ -518,10 +518,15 @@ fn register(space: &Space, region: &Region, run: Piece) -> Result<(), MemoryErro
         shard.set_registered(true);
         shard.mapped().iter().find(|piece| run.first.0.wrapping_sub(piece.first.0) < piece.pages).copied()
     };
-    match piece.and_then(piece_span).map(|span| space.memory().register(span)) {
-        Some(Err(MemoryError::Gone)) => Err(MemoryError::Gone),
+    let Some(span) = piece.and_then(piece_span) else { return Ok(()) };
+    match space.memory().register(span) {
+        Err(MemoryError::Gone) => Err(MemoryError::Gone),
+        Ok(()) => {
+            space.unwatched.lock().retain(|other| !other.overlaps(&span));
+            Ok(())
+        }
         // Nothing we can watch is mapped there; the second look says so.
-        _ => Ok(()),
+        Err(_) => Ok(()),
     }
 }
 

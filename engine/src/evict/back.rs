@@ -6,6 +6,7 @@ use crate::fault::FaultWork;
 use crate::memory::{Fault, MemoryError};
 use crate::space::Space;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use userswap_uffd::Span;
 
@@ -116,7 +117,7 @@ impl Space {
             for piece in pieces {
                 if registered && safe {
                     // A range that is gone without our knowing needs no unregistering.
-                    let _ = self.memory().unregister(piece);
+                    let _ = self.leave_to_kernel(piece);
                 } else if registered {
                     self.leftover.lock().push(piece);
                 }
@@ -169,10 +170,22 @@ impl Space {
             }
             region.lock().set_registered(false);
             for span in mapped.iter().filter_map(|piece| piece_span(*piece)) {
-                if let Err(MemoryError::Gone) = self.memory().unregister(span) {
-                    return Err(MemoryError::Gone);
-                }
+                self.leave_to_kernel(span)?;
             }
+        }
+        Ok(())
+    }
+
+    fn leave_to_kernel(&self, span: Span) -> Result<(), MemoryError> {
+        match self.memory().unregister(span) {
+            Ok(()) => {
+                // Of what may be changing now nothing was known when it was said last.
+                self.still.store(false, Ordering::Release);
+                self.unwatched.lock().push(span);
+            }
+            Err(MemoryError::Gone) => return Err(MemoryError::Gone),
+            // Nothing is mapped there.
+            Err(_) => {}
         }
         Ok(())
     }
