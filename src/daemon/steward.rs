@@ -212,6 +212,11 @@ impl Work {
                 // A page on its way back is so for a moment only.
                 for _ in 0..LET_GO_TRIES {
                     if self.client.space.let_go(area).is_ok() {
+                        // What a mapping has grown by while it was moved is registered, and in nobody's care. With anything
+                        // out it stays so: what landed there a moment ago may be another region.
+                        if self.client.space.usage().out == 0 {
+                            let _ = self.client.space.memory().unregister(area);
+                        }
                         break;
                     }
                     std::thread::sleep(Duration::from_millis(1));

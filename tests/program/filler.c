@@ -1,19 +1,28 @@
 /* Fills so many MiB with a pattern and says "ready". Then, told on standard input:
  *   check   sees whether the pattern is still there
  *   fork    has a child see, and waits for it
+ *   paint   maps more and fills a quarter of it
+ *   outgrow makes that twice as large and sees whether it is what it was
  *   follow  has a child answer from now on, and waits for its end
  *   abandon has a child end at once, without a look at anything
  *   churn   changes all of it, forth and back
  * and answers with the word and "ed". Ends well at the end of its input, or with 1 where the pattern isn't. */
+#define _GNU_SOURCE
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 static uint64_t *words;
 static size_t count;
+
+static char *painted;
+enum { PAINTED = 16 << 20, PAINT = 1 << 20 };
+static size_t large = PAINTED;
+
 
 /* Every page another one, and each compresses well. */
 static uint64_t pattern(size_t at) { return (at & 7 ? at >> 6 : at) * UINT64_C(0x9e3779b97f4a7c15); }
@@ -25,6 +34,15 @@ static void check(void) {
             fflush(stdout);
             _exit(1);
         }
+}
+
+static int enlarge(void) {
+    painted = mremap(painted, large, large * 2, MREMAP_MAYMOVE);
+    if (painted == MAP_FAILED) return 0;
+    large *= 2;
+    for (size_t at = 0; at < large; at++)
+        if (painted[at] != (at < PAINT ? 'p' : 0)) return 0;
+    return 1;
 }
 
 static void flip(void) {
@@ -55,6 +73,13 @@ int main(int argc, char **argv) {
                 _exit(0);
             }
             if (waitpid(child, &status, 0) != child || status != 0) return 3;
+        } else if (!strcmp(line, "paint")) {
+            /* Apart from other mappings, by more than a stack's guard. */
+            painted = mmap(NULL, PAINTED * 3, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            if (painted == MAP_FAILED || mprotect(painted += PAINTED, PAINTED, PROT_READ | PROT_WRITE)) return 2;
+            memset(painted, 'p', PAINT);
+        } else if (!strcmp(line, "outgrow")) {
+            if (!enlarge()) return 3;
         } else if (!strcmp(line, "follow")) {
             pid_t child = fork();
             int status = 0;

@@ -100,6 +100,28 @@ fn a_forked_child_is_a_client_of_its_own() {
     place.assert_clean();
 }
 
+/// What a mapping grew by as it moved stayed registered for ever, and so mremap failed for ever once the rest was back.
+#[test]
+fn what_grew_while_it_was_out_can_grow_again() {
+    let test = "what_grew_while_it_was_out_can_grow_again";
+    let place = Place::new();
+    let Some(filler) = filler(&place, test) else { return };
+    if !can_serve(test) {
+        return;
+    }
+    let (mut run, pid) = start(&place, &filler);
+    run.ask("paint");
+    for _ in 0..3 {
+        ask(&place, &["evict", &pid.to_string()]);
+        run.ask("outgrow");
+        ask(&place, &["restore", &pid.to_string()]);
+        run.ask("outgrow");
+    }
+    run.ask("check");
+    assert!(run.end().success());
+    place.assert_clean();
+}
+
 #[test]
 fn after_a_drain_the_command_goes_on_by_itself() {
     let test = "after_a_drain_the_command_goes_on_by_itself";

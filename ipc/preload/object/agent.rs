@@ -51,7 +51,8 @@ enum Settled {
     NotNeeded,
 }
 
-/// Waits until the process has lived a while. Meanwhile everything asked for is so already.
+/// Waits until the process has lived a while. Meanwhile everything asked for is so already, but for a forked child: its parent's
+/// ranges are registered in it, and pages may be out of them. Then it is for the daemon to do, and the child a client at once.
 fn settle(control: &Control, bell: &Fd) -> Settled {
     loop {
         match sys::poll(&mut [PollFd::readable(Some(bell))], Some(SETTLE)) {
@@ -60,6 +61,9 @@ fn settle(control: &Control, bell: &Fd) -> Settled {
             Err(_) => return Settled::NotNeeded,
         }
         answer_bell(bell);
+        if STATE.is_enlisted() && control.is_asked() {
+            return Settled::Connect;
+        }
         match control.taken() {
             Some(Request::Retire(_)) => {
                 retired(control);
@@ -73,8 +77,10 @@ fn settle(control: &Control, bell: &Fd) -> Settled {
 
 /// Answers what was asked last, before the thread ends. What is asked later is refused by the absence of an agent.
 fn finish(control: &Control) {
-    if control.taken().is_some() {
-        control.answer(true);
+    match control.taken() {
+        Some(Request::Retire(_)) => retired(control),
+        Some(Request::Exclude(..)) => control.answer(true),
+        None => {}
     }
 }
 

@@ -190,6 +190,11 @@ impl Control {
         }
     }
 
+    /// Whether something is asked that wasn't taken yet.
+    pub(crate) fn is_asked(&self) -> bool {
+        self.verb.load(Ordering::Acquire) != 0
+    }
+
     /// What is asked, if anything is, taken by the agent.
     pub(crate) fn taken(&self) -> Option<Request> {
         let verb = self.verb.swap(0, Ordering::Acquire);

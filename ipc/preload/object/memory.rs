@@ -35,6 +35,9 @@ fn changes_kind(advice: c_int) -> bool {
 /// mremap(2). It refuses a range of which a part is registered, as if it weren't mapped; so a range that is refused for that is
 /// brought back and tried again.
 ///
+/// To a fixed address it may have moved a part of the range, or unmapped what was there, before it refuses the rest: where there is
+/// an agent that is tried only with a range that is one mapping. Others are refused, as kernels before 6.17 refuse them all.
+///
 /// # Safety
 /// As the C library's.
 #[unsafe(no_mangle)]
@@ -51,13 +54,26 @@ pub unsafe extern "C" fn mremap(
     let mut left = TRIES;
     let result = loop {
         // SAFETY: the caller's promise.
-        let result = unsafe { call(nr::MREMAP, args) };
+        let result = unsafe { remap(args) };
         left -= 1;
         if result != Err(Errno::FAULT) || left == 0 || !exclude(at.addr(), old_len, MOMENT) {
             break result;
         }
     };
     core::ptr::with_exposed_provenance_mut(answer(result) as usize)
+}
+
+/// # Safety
+/// As the C library's mremap.
+unsafe fn remap(args: [usize; 6]) -> Result<usize, Errno> {
+    let [at, old_len, _, flags, ..] = args;
+    let is_watched = STATE.control().is_some_and(|control| control.agent().is_some());
+    if flags & sys::MREMAP_FIXED != 0 && old_len != 0 && is_watched {
+        // SAFETY: the same size at the same place: nothing happens, but that several mappings are refused.
+        unsafe { call(nr::MREMAP, [at, old_len, old_len, 0, 0, 0]) }?;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { call(nr::MREMAP, args) }
 }
 
 /// Has a range brought back and left alone; whether it was. Without an agent nothing was ever moved.

@@ -175,6 +175,7 @@ pub(crate) const NO_ACCESS: usize = 0;
 const PRIVATE_ANONYMOUS: usize = 0x22;
 const FIXED_NOREPLACE: usize = 0x10_0000;
 
+pub(crate) const MREMAP_FIXED: usize = 2;
 pub(crate) const DONTNEED: usize = 4;
 pub(crate) const DONTFORK: usize = 10;
 pub(crate) const MERGEABLE: usize = 12;
