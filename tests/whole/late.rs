@@ -138,7 +138,7 @@ fn what_a_store_does_not_take_stays() {
         own.evict();
         assert_eq!(store.plain().len() as u64, PAGES);
         own.pages.assert_all(|page| value(page) << kind);
-        until("everything is given back", || store.plain().len() == 0);
+        until("everything is given back", || store.plain().is_empty());
     }
     nothing_left(own, &store);
 }
