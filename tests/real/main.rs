@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod checker;
 mod compiler;
 mod java;
 mod limited;
