@@ -228,14 +228,9 @@ impl Directory {
         self.overdue.extend(left.into_iter().map(|span| Overdue { span, part: None }));
     }
 
-    /// A range was moved away from, or came along as nobody's. Where something else stands already it is overdue; of what is unwatched
-    /// nothing will be told.
-    pub fn leave(&mut self, span: Span, unwatched: &[Span]) {
-        let mut free = unwatched.iter().fold(vec![span], |watched, other| without(&watched, *other));
-        if unwatched.iter().any(|other| other.overlaps(&span)) {
-            free.into_iter().for_each(|span| self.leave(span, &[]));
-            return;
-        }
+    /// A range was moved away from, or came along as nobody's. Where something else stands already it is overdue.
+    pub fn leave(&mut self, span: Span) {
+        let mut free = vec![span];
         for standing in self.parts(span).iter().filter_map(Part::span) {
             free = without(&free, standing);
             self.overdue.push(Overdue { span: standing, part: None });
@@ -468,7 +463,7 @@ mod tests {
     #[test]
     fn the_end_of_an_old_mapping_spares_what_landed_there() {
         let mut directory = Directory::default();
-        directory.leave(span(0, 4), &[]);
+        directory.leave(span(0, 4));
         let new = part_out(8, 2);
         assert!(directory.land_on(span(2, 2)).is_empty());
         let mut landed = new.clone();

@@ -518,15 +518,10 @@ fn register(space: &Space, region: &Region, run: Piece) -> Result<(), MemoryErro
         shard.set_registered(true);
         shard.mapped().iter().find(|piece| run.first.0.wrapping_sub(piece.first.0) < piece.pages).copied()
     };
-    let Some(span) = piece.and_then(piece_span) else { return Ok(()) };
-    match space.memory().register(span) {
-        Err(MemoryError::Gone) => Err(MemoryError::Gone),
-        Ok(()) => {
-            space.unwatched.lock().retain(|other| !other.overlaps(&span));
-            Ok(())
-        }
+    match piece.and_then(piece_span).map(|span| space.memory().register(span)) {
+        Some(Err(MemoryError::Gone)) => Err(MemoryError::Gone),
         // Nothing we can watch is mapped there; the second look says so.
-        Err(_) => Ok(()),
+        _ => Ok(()),
     }
 }
 

@@ -43,7 +43,7 @@ pub struct Space {
     /// Messages were left unread because the gate was held.
     unread: AtomicBool,
     /// Since the last read nothing was changing at some moment.
-    pub(crate) still: AtomicBool,
+    still: AtomicBool,
     shares: Arc<Shares>,
     lineage: Arc<Lineage>,
     next_region: AtomicU32,
@@ -54,9 +54,6 @@ pub struct Space {
     sentinel: AtomicU64,
     /// Ranges that were let go of while others were out, and so are registered still.
     pub(crate) leftover: Mutex<Vec<Span>>,
-    /// Ranges left to the kernel, and found mapped then, since every event of every change was last known to have been read. What is told to
-    /// have been moved away from one of these was moved before.
-    pub(crate) unwatched: Mutex<Vec<Span>>,
     troubles: Troubles,
     /// Gets a handler to look here soon.
     kick: OnceLock<Box<dyn Fn() + Send + Sync>>,
@@ -132,7 +129,6 @@ impl Space {
             broken_promise: AtomicBool::new(false),
             sentinel: AtomicU64::new(0),
             leftover: Mutex::new(Vec::new()),
-            unwatched: Mutex::new(Vec::new()),
             troubles: Troubles::default(),
             kick: OnceLock::new(),
         })

@@ -6,7 +6,6 @@ use crate::fault::FaultWork;
 use crate::memory::{Fault, MemoryError};
 use crate::space::Space;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 use userswap_uffd::Span;
 
@@ -117,7 +116,7 @@ impl Space {
             for piece in pieces {
                 if registered && safe {
                     // A range that is gone without our knowing needs no unregistering.
-                    let _ = self.leave_to_kernel(piece);
+                    let _ = self.memory().unregister(piece);
                 } else if registered {
                     self.leftover.lock().push(piece);
                 }
@@ -170,22 +169,10 @@ impl Space {
             }
             region.lock().set_registered(false);
             for span in mapped.iter().filter_map(|piece| piece_span(*piece)) {
-                self.leave_to_kernel(span)?;
+                if let Err(MemoryError::Gone) = self.memory().unregister(span) {
+                    return Err(MemoryError::Gone);
+                }
             }
-        }
-        Ok(())
-    }
-
-    fn leave_to_kernel(&self, span: Span) -> Result<(), MemoryError> {
-        match self.memory().unregister(span) {
-            Ok(()) => {
-                // Of what may be changing now nothing was known when it was said last.
-                self.still.store(false, Ordering::Release);
-                self.unwatched.lock().push(span);
-            }
-            Err(MemoryError::Gone) => return Err(MemoryError::Gone),
-            // Nothing is mapped there.
-            Err(_) => {}
         }
         Ok(())
     }

@@ -33,7 +33,6 @@ impl Space {
         self.unread.store(false, Ordering::Release);
         let mut lost = Lost::default();
         if self.still.swap(false, Ordering::AcqRel) {
-            self.unwatched.lock().clear();
             for part in directory.nothing_overdue() {
                 part.region.lock().unmap(part.piece.first, part.piece.pages, &mut lost);
             }
@@ -119,10 +118,10 @@ impl Space {
         for part in directory.land_on(target) {
             part.region.lock().unmap(part.piece.first, part.piece.pages, lost);
         }
-        directory.leave(source, &self.unwatched.lock());
+        directory.leave(source);
         for span in moved.left {
             if let Ok(span) = span.moved_to(to + (span.start() - from)) {
-                directory.leave(span, &[]);
+                directory.leave(span);
             }
         }
         for mut part in moved.parts {
