@@ -8,8 +8,7 @@
 //! - **Store authors** implement [`Store`] and prove it with the conformance kit of `userswap-store`.
 //!
 //! ```no_run
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let store: std::sync::Arc<dyn userswap::Store> = todo!();
+//! # fn daemon(store: std::sync::Arc<dyn userswap::Store>) -> Result<(), Box<dyn std::error::Error>> {
 //! let server = userswap::Server::builder(store).client_limit(64 << 20).listen("/run/userswap.sock").start()?;
 //! for client in server.clients() {
 //!     println!("{}: {} bytes out", client.pid, client.out_bytes);

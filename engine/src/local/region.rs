@@ -19,8 +19,7 @@ use userswap_uffd::{Advice, Error, Features, Mapping, OpenMode, Protection, Span
 /// Memory that may be larger than the machine has: what isn't used for a while lives in a store, and comes back when touched.
 ///
 /// ```no_run
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let store: std::sync::Arc<dyn userswap_store::Store> = todo!();
+/// # fn page(store: std::sync::Arc<dyn userswap_store::Store>) -> Result<(), Box<dyn std::error::Error>> {
 /// let mut region = userswap_engine::PagedRegion::builder(1 << 30, store).limit(64 << 20).build()?;
 /// region.as_mut_slice()[12345] = 67;
 /// region.evict(..)?;
