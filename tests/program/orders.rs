@@ -1,6 +1,6 @@
 //! `userswap ctl`: what can be asked of a running daemon, and what it then does.
 
-use crate::support::{Place, Talk, can_serve, filler, text, until};
+use crate::support::{Place, Talk, text, until, with_filler};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -27,11 +27,7 @@ fn ask(place: &Place, words: &[&str]) -> Value {
 #[test]
 fn memory_goes_out_and_comes_back_as_it_is_told() {
     let test = "memory_goes_out_and_comes_back_as_it_is_told";
-    let place = Place::new();
-    let Some(filler) = filler(&place, test) else { return };
-    if !can_serve(test) {
-        return;
-    }
+    let Some((place, filler)) = with_filler(test) else { return };
     let (mut run, pid) = start(&place, &filler);
     let name = pid.to_string();
 
@@ -78,11 +74,7 @@ fn memory_goes_out_and_comes_back_as_it_is_told() {
 #[test]
 fn a_forked_child_is_a_client_of_its_own() {
     let test = "a_forked_child_is_a_client_of_its_own";
-    let place = Place::new();
-    let Some(filler) = filler(&place, test) else { return };
-    if !can_serve(test) {
-        return;
-    }
+    let Some((place, filler)) = with_filler(test) else { return };
     let (mut run, pid) = start(&place, &filler);
     ask(&place, &["evict", &pid.to_string()]);
     run.ask("follow");
@@ -104,11 +96,7 @@ fn a_forked_child_is_a_client_of_its_own() {
 #[test]
 fn what_grew_while_it_was_out_can_grow_again() {
     let test = "what_grew_while_it_was_out_can_grow_again";
-    let place = Place::new();
-    let Some(filler) = filler(&place, test) else { return };
-    if !can_serve(test) {
-        return;
-    }
+    let Some((place, filler)) = with_filler(test) else { return };
     let (mut run, pid) = start(&place, &filler);
     run.ask("paint");
     for _ in 0..3 {
@@ -125,11 +113,7 @@ fn what_grew_while_it_was_out_can_grow_again() {
 #[test]
 fn after_a_drain_the_command_goes_on_by_itself() {
     let test = "after_a_drain_the_command_goes_on_by_itself";
-    let place = Place::new();
-    let Some(filler) = filler(&place, test) else { return };
-    if !can_serve(test) {
-        return;
-    }
+    let Some((place, filler)) = with_filler(test) else { return };
     let (mut run, pid) = start(&place, &filler);
     ask(&place, &["evict", &pid.to_string()]);
     assert_eq!(ask(&place, &["drain"])["clients"].as_u64(), Some(1));

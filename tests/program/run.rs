@@ -1,6 +1,6 @@
 //! `userswap run`: the command is as it always is, in less memory.
 
-use crate::support::{Place, Talk, can_serve, filler, json, text, until};
+use crate::support::{Place, Talk, json, text, until, with_filler};
 use std::process::Stdio;
 
 #[test]
@@ -32,11 +32,7 @@ fn a_signals_end_is_128_and_its_number() {
 
 #[test]
 fn a_limit_is_held_and_nothing_is_lost() {
-    let place = Place::new();
-    let Some(filler) = filler(&place, "a_limit_is_held_and_nothing_is_lost") else { return };
-    if !can_serve("a_limit_is_held_and_nothing_is_lost") {
-        return;
-    }
+    let Some((place, filler)) = with_filler("a_limit_is_held_and_nothing_is_lost") else { return };
     let mut run = Talk::start(&mut place.userswap(&[
         "run",
         "-q",
@@ -77,11 +73,9 @@ fn a_limit_is_held_and_nothing_is_lost() {
 
 #[test]
 fn what_goes_on_after_the_command_has_its_memory_back() {
-    let place = Place::new();
-    let Some(filler) = filler(&place, "what_goes_on_after_the_command_has_its_memory_back") else { return };
-    if !can_serve("what_goes_on_after_the_command_has_its_memory_back") {
+    let Some((place, filler)) = with_filler("what_goes_on_after_the_command_has_its_memory_back") else {
         return;
-    }
+    };
     let fifo = place.at("fifo");
     assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     // The command ends when the filler, in the background, has been moved out by another's order.
@@ -123,11 +117,7 @@ fn what_goes_on_after_the_command_has_its_memory_back() {
 #[test]
 fn children_that_are_gone_with_memory_out_hold_nobody_up() {
     let test = "children_that_are_gone_with_memory_out_hold_nobody_up";
-    let place = Place::new();
-    let Some(filler) = filler(&place, test) else { return };
-    if !can_serve(test) {
-        return;
-    }
+    let Some((place, filler)) = with_filler(test) else { return };
     let control = place.at("c");
     let mut run =
         Talk::start(&mut place.userswap(&["run", "-q", "--control", &control, "--", &filler, "16"]));

@@ -1,17 +1,13 @@
 //! `userswap daemon`, and `userswap run --daemon`.
 
-use crate::support::{Place, Talk, can_serve, filler, json, signal, text, until};
+use crate::support::{Place, Talk, json, signal, text, until, with_filler};
 use serde_json::Value;
 use std::process::Stdio;
 
 #[test]
 fn one_daemon_serves_many_and_lets_them_go_when_it_ends() {
     let test = "one_daemon_serves_many_and_lets_them_go_when_it_ends";
-    let place = Place::new();
-    let Some(filler) = filler(&place, test) else { return };
-    if !can_serve(test) {
-        return;
-    }
+    let Some((place, filler)) = with_filler(test) else { return };
     std::fs::write(
         place.path("config"),
         format!("listen = '{}'\ncontrol = '{}'\nlimit = '24M'\nlog = 'json'\n", place.at("s"), place.at("c")),

@@ -156,14 +156,15 @@ pub(crate) fn can_serve(test: &str) -> bool {
     true
 }
 
-/// The filler, compiled; says that the test is skipped if it can't be.
-pub(crate) fn filler(place: &Place, test: &str) -> Option<String> {
-    let path = place.path("filler");
-    let built = crate::filler::build(&path, &[]);
-    if built.is_none() {
+/// Somewhere to work and the filler in it, compiled; says that the test is skipped if it can't be, or can't be served here.
+pub(crate) fn with_filler(test: &str) -> Option<(Place, String)> {
+    let place = Place::new();
+    if crate::filler::build(&place.path("filler"), &[]).is_none() {
         println!("SKIPPED {test}: there is no C compiler");
+        return None;
     }
-    built.map(|()| place.at("filler"))
+    let filler = place.at("filler");
+    can_serve(test).then_some((place, filler))
 }
 
 pub(crate) fn json(path: &Path) -> serde_json::Value {

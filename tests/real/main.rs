@@ -20,3 +20,7 @@ mod filler;
 #[path = "../program/support.rs"]
 #[allow(dead_code, reason = "shared with the tests of the program, which use the rest")]
 mod support;
+
+#[path = "../src/watch.rs"]
+#[allow(dead_code, unreachable_pub, reason = "of the whole-system tests: a library, which uses the rest")]
+mod waiting;

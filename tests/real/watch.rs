@@ -1,13 +1,12 @@
 //! Waiting that ends: a program that hangs is ended with all it started, and its test fails by its name.
 
+pub(crate) use crate::waiting::{is_long, rounds};
+
+use crate::waiting::LONG;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
-
-/// Longer than anything takes that doesn't hang.
-const LONG: Duration = Duration::from_secs(300);
 
 /// Ends the process, and all that was started under its eyes, saying whose fault it is, if it isn't dropped in time.
 pub(crate) struct Watchdog {
@@ -53,14 +52,4 @@ fn kill(groups: &Mutex<Vec<u32>>) {
         let all = format!("-{group}");
         let _ = Command::new("kill").args(["-KILL", "--", &all]).stderr(std::process::Stdio::null()).status();
     }
-}
-
-/// Whether the long versions of tests are wanted.
-pub(crate) fn is_long() -> bool {
-    std::env::var_os("USERSWAP_LONG").is_some_and(|value| value == "1")
-}
-
-/// `short` in the normal run, `long` in the long one.
-pub(crate) fn rounds(short: u64, long: u64) -> u64 {
-    if is_long() { long } else { short }
 }
