@@ -222,9 +222,7 @@ impl Engine {
     pub fn bring_back_all(&self, space: &Arc<Space>) -> Result<u64, MemoryError> {
         let mut brought = 0;
         for part in space.parts() {
-            if let Ok(span) =
-                userswap_uffd::Span::new(part.piece.addr, crate::directory::bytes_of(part.piece.pages))
-            {
+            if let Some(span) = part.span() {
                 brought += space.bring_back(span, self.shared.around)?;
             }
         }

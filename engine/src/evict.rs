@@ -449,14 +449,14 @@ impl Space {
 
     /// Sees to it that a slot is free: empties drained ones, then writes the longest-standing out.
     fn make_room(&self, work: &mut EvictWork, moved: &mut MovedOut) -> Result<(), EvictError> {
-        if self.pool.free() > 0 || self.reclaim_slots()? > 0 || self.pool.free() > 0 {
+        if self.pool.free() > 0 || self.reclaim_slots()? > 0 {
             return Ok(());
         }
         let ready = self.names.lock().by_age();
         for (id, standing) in ready {
             work.take_up(id, standing);
             self.write_standing(work, moved)?;
-            if self.reclaim_slots()? > 0 || self.pool.free() > 0 {
+            if self.reclaim_slots()? > 0 {
                 return Ok(());
             }
         }

@@ -47,8 +47,6 @@ pub(crate) struct Placement {
     /// Faults served, by all.
     served: AtomicU64,
     busy: AtomicU64,
-    /// Counts bursts ended: what a handler knew of its own place is void then.
-    parted: AtomicU64,
     watch: Mutex<Watch>,
     changed: Condvar,
     stop: AtomicBool,
@@ -75,7 +73,6 @@ impl Placement {
             helpers: AtomicUsize::new(0),
             served: AtomicU64::new(0),
             busy: AtomicU64::new(0),
-            parted: AtomicU64::new(0),
             watch: Mutex::new(Watch { called: vec![false; handlers], ..Watch::default() }),
             changed: Condvar::new(),
             stop: AtomicBool::new(false),
@@ -148,9 +145,9 @@ impl Placement {
         self.helpers.load(Ordering::Relaxed) > 0
     }
 
-    /// A handler served a batch.
-    pub(crate) fn served(&self, count: u64) {
-        self.served.fetch_add(count, Ordering::Relaxed);
+    /// A handler serves a fault.
+    pub(crate) fn serves(&self) {
+        self.served.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The watchdog's thread. `waiting` tells whether faults wait unread.
@@ -193,7 +190,6 @@ impl Placement {
     /// Ends the burst: handlers are ordinary threads again.
     fn part(&self, watch: &mut Watch, starved: bool) {
         watch.close = false;
-        self.parted.fetch_add(1, Ordering::AcqRel);
         for (handler, thread) in self.threads.iter().enumerate() {
             let thread = Some(thread.load(Ordering::Relaxed)).filter(|thread| *thread != 0);
             self.steering.sits(handler, None);
@@ -247,9 +243,6 @@ pub(crate) struct Follower {
     number: usize,
     last: Option<Instant>,
     burst: u32,
-    /// Where it put itself, in a burst.
-    cpu: Option<usize>,
-    parted: u64,
     /// The thread served last.
     thread: Option<u32>,
     alternations: u32,
@@ -257,13 +250,12 @@ pub(crate) struct Follower {
 
 impl Follower {
     pub(crate) fn new(number: usize) -> Self {
-        Self { number, last: None, burst: 0, cpu: None, parted: 0, thread: None, alternations: 0 }
+        Self { number, last: None, burst: 0, thread: None, alternations: 0 }
     }
 
     /// Faults are about to be served. Decides whether to move nearer to who raised them.
     pub(crate) fn note(&mut self, placement: &Placement, faults: &[Fault]) {
         let Some(fault) = faults.last() else { return };
-        placement.served(faults.len() as u64);
         if !placement.may_idle || self.number > 0 {
             return;
         }
@@ -275,11 +267,6 @@ impl Follower {
         if !placement.close() {
             return;
         }
-        let parted = placement.parted.load(Ordering::Acquire);
-        if parted != self.parted {
-            self.parted = parted;
-            self.cpu = None;
-        }
         if self.thread.replace(thread).is_some_and(|before| before != thread) {
             self.alternations += 1;
             if self.alternations >= BURST {
@@ -289,7 +276,7 @@ impl Follower {
         } else if self.burst.is_multiple_of(BURST) {
             self.alternations = self.alternations.saturating_sub(1);
         }
-        if self.cpu.is_none() {
+        if !self.is_close(placement) {
             self.follow(placement);
         }
     }
@@ -297,7 +284,7 @@ impl Follower {
     /// Whether it serves a burst from the CPU where the faults happen: then the thread it wakes runs at once, in its stead, and the
     /// next look for messages is made when that thread has stopped again, most often for its next fault.
     pub(crate) fn is_close(&self, placement: &Placement) -> bool {
-        self.cpu.is_some() && self.parted == placement.parted.load(Ordering::Acquire)
+        placement.steering.seat(self.number).is_some()
     }
 
     /// It was woken, or has woken a thread, and there is nothing to read. Had the thread stayed on this CPU, it would be running now: it may
@@ -312,8 +299,7 @@ impl Follower {
     fn follow(&mut self, placement: &Placement) {
         let Some(thread) = self.thread else { return };
         let Some(cpu) = placement.steering.look(self.number, thread) else { return };
-        if self.cpu != Some(cpu) && cpu::pin(None, &[cpu]).is_ok() {
-            self.cpu = Some(cpu);
+        if placement.steering.seat(self.number) != Some(cpu) && cpu::pin(None, &[cpu]).is_ok() {
             placement.steering.sits(self.number, Some(cpu));
         }
     }

@@ -32,13 +32,9 @@ impl SlotPool {
     pub fn new(area: Option<Span>, slot_pages: u32, page_bytes: u64) -> Arc<Self> {
         let pool = Self { slot_pages, ranges: Mutex::new(Ranges::default()) };
         if let Some(area) = area {
-            pool.add(area, page_bytes);
+            pool.ranges.lock().free.extend(pool.cut(area, page_bytes));
         }
         Arc::new(pool)
-    }
-
-    fn add(&self, area: Span, page_bytes: u64) {
-        self.ranges.lock().free.extend(self.cut(area, page_bytes));
     }
 
     /// Cuts more slots, from an area that a forked child has inherited: with copies of what stood there.
@@ -60,11 +56,6 @@ impl SlotPool {
         let (kept, taken) = std::mem::take(&mut ranges.inherited).into_iter().partition(needed);
         ranges.inherited = kept;
         taken
-    }
-
-    /// Whether there are inherited slots that aren't in use yet.
-    pub fn has_inherited(&self) -> bool {
-        !self.ranges.lock().inherited.is_empty()
     }
 
     /// Pages a slot has room for.
@@ -96,13 +87,17 @@ impl SlotPool {
         }))
     }
 
-    /// Makes inherited slots usable in which none of the pages in `names` stands.
+    /// Makes inherited slots usable in which none of the pages in `names` stands. Returns how many.
     ///
     /// # Errors
     /// When the memory can't empty them; they are not used again.
-    pub fn reclaim_inherited(&self, host: &dyn Memory, names: &Mutex<SlotNames>) -> Result<(), MemoryError> {
-        if !self.has_inherited() {
-            return Ok(());
+    pub fn reclaim_inherited(
+        &self,
+        host: &dyn Memory,
+        names: &Mutex<SlotNames>,
+    ) -> Result<usize, MemoryError> {
+        if self.ranges.lock().inherited.is_empty() {
+            return Ok(0);
         }
         let standing: Vec<Span> = {
             let names = names.lock();
@@ -113,15 +108,17 @@ impl SlotPool {
                 .collect()
         };
         let free = self.take_inherited(|span| standing.iter().any(|other| other.overlaps(span)));
+        if free.is_empty() {
+            return Ok(0);
+        }
         for slot in &free {
             // One that was being moved into when the process forked is registered in the child, too.
             host.settle_slot(*slot)?;
         }
-        if !free.is_empty() {
-            host.empty_slots(&free)?;
-        }
+        host.empty_slots(&free)?;
+        let count = free.len();
         self.ranges.lock().free.extend(free);
-        Ok(())
+        Ok(count)
     }
 
     /// Empties every slot nobody stands in any more and makes it free again. Returns how many.

@@ -264,8 +264,8 @@ impl Space {
     /// # Errors
     /// When the memory can't empty them; they are not used again.
     pub fn reclaim_slots(&self) -> Result<usize, MemoryError> {
-        self.pool.reclaim_inherited(self.memory().as_ref(), &self.names)?;
-        self.pool.reclaim(self.memory().as_ref())
+        let inherited = self.pool.reclaim_inherited(self.memory().as_ref(), &self.names)?;
+        Ok(inherited + self.pool.reclaim(self.memory().as_ref())?)
     }
 
     /// The identity the bytes of a page are stored under.

@@ -80,12 +80,12 @@ impl Steering {
     }
 
     /// Says that it is up.
-    pub(crate) fn is_up(&self, handler: usize) {
+    pub(crate) fn gets_up(&self, handler: usize) {
         self.desks[handler].asleep.store(false, Ordering::SeqCst);
     }
 
     /// Says whether a handler that is up looks in vain for something to do.
-    pub(crate) fn is_idle(&self, handler: usize, idle: bool) {
+    pub(crate) fn set_idle(&self, handler: usize, idle: bool) {
         let flag = &self.desks[handler].idle;
         if flag.load(Ordering::Relaxed) != idle {
             flag.store(idle, Ordering::Relaxed);
@@ -258,7 +258,7 @@ mod tests {
         pinned(|steering, thread, here| {
             steering.sits(0, Some(here + 1));
             steering.sits(1, Some(here));
-            steering.is_up(1);
+            steering.gets_up(1);
             assert!(steering.pass(0, post(thread)).is_none());
             assert_eq!(steering.pending().collect::<Vec<_>>(), [(1, 0)]);
             assert!(!steering.may_sleep(1));
@@ -283,7 +283,7 @@ mod tests {
         pinned(|steering, thread, here| {
             steering.sits(0, Some(here));
             steering.sits(1, Some(here + 1));
-            steering.is_up(1);
+            steering.gets_up(1);
             assert!(steering.pass(0, post(thread)).is_some());
             steering.sits(0, None);
             assert!(steering.pass(0, post(thread)).is_some());

@@ -79,7 +79,7 @@ impl Shared {
                 rustix::buffer::spare_capacity(&mut events),
                 patience.as_ref(),
             );
-            steering.is_up(number);
+            steering.gets_up(number);
             match waited {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
@@ -118,7 +118,7 @@ impl Shared {
                 return;
             }
             if !self.take_post(hands) && !self.pump(id, hands) {
-                steering.is_idle(number, true);
+                steering.set_idle(number, true);
                 steering.look_around(number);
             }
         }
@@ -129,21 +129,20 @@ impl Shared {
     fn rest(self: &Arc<Self>, hands: &mut Hands) {
         let (number, steering) = (hands.number, &self.placement.steering);
         steering.sits(number, None);
-        steering.is_idle(number, false);
+        steering.set_idle(number, false);
         if steering.may_sleep(number) {
             self.placement.rest(number, std::mem::take(&mut hands.useful));
             hands.active = Instant::now();
             // Where the lead has found work there may be more.
             hands.last = Some(self.placement.busy_space());
         }
-        steering.is_up(number);
+        steering.gets_up(number);
         while self.take_post(hands) {}
     }
 
     /// Serves a fault that another handler left to this one. Whether there was any.
     fn take_post(self: &Arc<Self>, hands: &mut Hands) -> bool {
         let Some(post) = self.placement.steering.take(hands.number) else { return false };
-        self.placement.served(1);
         self.serve(post, hands, None);
         true
     }
@@ -201,11 +200,9 @@ impl Shared {
                 {
                     self.observer.sentinel(SpaceId(id), thread);
                 }
-                let mut post = Some(Post { space: id, fault, read_at });
-                if shared {
-                    post = post.and_then(|post| self.placement.steering.pass(hands.number, post));
-                }
-                if let Some(post) = post {
+                let post = Post { space: id, fault, read_at };
+                let mine = if shared { self.placement.steering.pass(hands.number, post) } else { Some(post) };
+                if let Some(post) = mine {
                     self.serve(post, hands, Some((id, &space)));
                 }
             }
@@ -239,9 +236,10 @@ impl Shared {
         };
         // One that is gone has nobody waiting.
         let Some(space) = space else { return };
+        self.placement.serves();
         hands.work.read_at(post.read_at);
         let (number, steering) = (hands.number, &self.placement.steering);
-        steering.is_idle(number, false);
+        steering.set_idle(number, false);
         let thread = post.fault.thread.filter(|_| self.placement.is_shared());
         if thread.is_some_and(|thread| steering.is_crowded(number, thread)) {
             // Woken by a thread of the normal class it goes to a CPU that is free.

@@ -109,7 +109,7 @@ impl Mover {
                 _ => self.give_up(),
             },
             At::Room => {
-                if space.slots().free() > 0 || (space.reclaim_slots().is_ok() && space.slots().free() > 0) {
+                if space.slots().free() > 0 || space.reclaim_slots().is_ok_and(|count| count > 0) {
                     self.at = At::Plan;
                 } else if !self.making_room && self.take_oldest(space) {
                     self.making_room = true;
