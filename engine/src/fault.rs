@@ -209,6 +209,12 @@ impl FaultWork {
         self.refused = false;
         self.installed_at = None;
         self.tries = RETRIES;
+        if directory.is_closed() {
+            // A message that outlived its address space. What is mapped there now may be another's: one userfaultfd can fill
+            // what another one of the same process has registered.
+            self.region = None;
+            return Next::Done;
+        }
         let Some((region, page)) = directory.find(fault.addr) else {
             // A slot, the sentinel, or a range that is registered still though all of it is back.
             self.region = None;

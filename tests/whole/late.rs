@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use userswap_engine::fault::FaultWork;
+use userswap_engine::memory::Fault;
 use userswap_engine::{EvictError, Keep, PagedRegion};
 use userswap_store::{PageKey, StoreError};
 use userswap_tests::own::Own;
@@ -189,4 +191,27 @@ fn what_is_brought_in_from_a_late_store_is_there() {
     assert!(region.as_slice().iter().all(|byte| *byte == 7));
     drop(region);
     until("nothing is left in the store", || store.plain().is_empty());
+}
+
+/// A handler has read of a fault in a region that goes before it is served, and another region of the process stands there by
+/// then. One userfaultfd's zero page would fill the other one's hole: a page that is out would read as zeros.
+#[test]
+fn a_fault_that_outlives_its_region_leaves_the_next_one_alone() {
+    let name = "a_fault_that_outlives_its_region_leaves_the_next_one_alone";
+    let _watch = Watchdog::new(name);
+    let store = Arc::new(ScriptedStore::new(|_| Answer::Ready));
+    let settings = Own::settings(4, Arc::clone(&store) as _);
+    let (Some(gone), Some(next)) =
+        (settings.build(name), Own::settings(PAGES, Arc::clone(&store) as _).build(name))
+    else {
+        return;
+    };
+    next.pages.fill_all(value);
+    next.evict();
+    gone.engine.forget(gone.id);
+    let fault = Fault { addr: next.pages.span().start(), write: false, thread: None };
+    FaultWork::new(1).run(&gone.space, fault);
+    next.pages.assert_all(value);
+    drop(gone);
+    nothing_left(next, &store);
 }
