@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod checker;
 mod compiler;
 mod java;
 mod limited;
