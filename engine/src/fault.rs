@@ -454,9 +454,10 @@ impl FaultWork {
     /// Makes touching the page, mapped at `addr` now, a SIGBUS.
     fn poison(&self, space: &Space, region: &Region, addr: u64) {
         let Some(span) = page_span(addr) else { return };
-        space.note_poison(Fault { addr, ..self.fault });
         match space.memory().poison(span).stop {
-            None | Some(Stop::Gone) => {}
+            None => space.note_poison(Fault { addr, ..self.fault }),
+            // Nobody is left who could miss it.
+            Some(Stop::Gone) => {}
             Some(Stop::Busy | Stop::NoMemory) => self.busy(space),
             Some(stop) => {
                 // Poisoned already, or a page came another way: a child has its own of what moved while it was made.

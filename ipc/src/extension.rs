@@ -6,7 +6,7 @@
 //! | client · Staging (1) | area MemoryRegion → () | sync |
 //! | client · Hint (2) | kind u32, value u64 | one-way |
 //! | client · Agent (3) | kind u32, pid u32, tid u32, sentinel MemoryRegion, ours array → uffd handle? | sync |
-//! | client · Exclude (4) | area MemoryRegion, term u32 → () | answered |
+//! | client · Exclude (4) | area MemoryRegion → () | answered |
 //! | client · Retire (5) | why u32 → () | answered |
 //! | daemon · Move (0) | epoch u64, mover u32, moves array → status u32, results array | answered |
 //! | daemon · Drop (1) | areas array, how u32 → () | answered |
@@ -156,22 +156,12 @@ pub struct AgentReply<H> {
     pub uffd: Option<H>,
 }
 
-/// How long a range is to be left alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ExcludeTerm {
-    /// As long as it is mapped: the program is about to change what kind of memory it is (MADV_DONTFORK, MADV_GUARD_INSTALL, …).
-    Forever,
-    /// For a second or so: the program wants to mremap(2) it, which refuses ranges that are registered in parts.
-    Moment,
-}
-
-/// Parameters of `Exclude`: bring the range back, unregister it, move nothing of it. Answered when it is so.
+/// Parameters of `Exclude`: bring the range back, unregister it, move nothing of it as long as it is mapped, for the program is about to
+/// change what kind of memory it is (MADV_DONTFORK, MADV_GUARD_INSTALL, …). Answered when it is so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exclude {
     /// The range, rounded out to whole pages.
     pub area: MemoryRegion,
-    /// For how long.
-    pub term: ExcludeTerm,
 }
 
 /// Why a program can't be cared for any longer.
@@ -334,7 +324,6 @@ codes!(HintKind: Visible = 0, Audible = 1, Loading = 2, Frozen = 3);
 codes!(Mover: Remap = 0, UffdMove = 1);
 codes!(MoveStatus: Done = 0, EpochChanged = 1, GateBusy = 2);
 codes!(AgentKind: Exec = 0, Forked = 1);
-codes!(ExcludeTerm: Forever = 0, Moment = 1);
 codes!(RetireReason: Seccomp = 0, Setns = 1, Unshare = 2);
 codes!(
     MoveStop: None = 0,
@@ -363,7 +352,6 @@ mod tests {
     fn a_code_is_its_values_index() {
         check::<HintKind>();
         check::<AgentKind>();
-        check::<ExcludeTerm>();
         check::<RetireReason>();
         check::<Mover>();
         check::<MoveStatus>();

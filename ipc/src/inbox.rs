@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use userswap_uffd::Span;
 
 use crate::contract::Method;
-use crate::extension::{Abilities, Exclude, ExcludeTerm, Hint, RetireReason};
+use crate::extension::{Abilities, Exclude, Hint, RetireReason};
 use crate::setup::SetupError;
 use crate::wire::{Envelope, RequestId, ToClient, ToDaemon};
 
@@ -22,7 +22,7 @@ pub struct Wish {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
     /// This range back, unregistered and left alone.
-    Exclude(Span, ExcludeTerm),
+    Exclude(Span),
     /// Everything back and unregistered, for good. The client closes the connection once that is granted.
     Retire(RetireReason),
 }
@@ -31,7 +31,7 @@ impl Wish {
     /// The answer that grants it.
     pub(crate) fn granted(&self) -> (ToClient<OwnedFd>, RequestId) {
         let answer = match self.what {
-            Wanted::Exclude(..) => ToClient::Excluded,
+            Wanted::Exclude(_) => ToClient::Excluded,
             Wanted::Retire(_) => ToClient::Retired,
         };
         (answer, self.request)
@@ -68,11 +68,11 @@ impl Inbox {
                     self.hints.push(hint);
                     return Ok(());
                 }
-                ToDaemon::Exclude(Exclude { area, term }) if agent => {
+                ToDaemon::Exclude(Exclude { area }) if agent => {
                     let area = Span::new(area.address, area.length).map_err(|source| {
                         SetupError::NotARange { what: "range to leave alone", region: area, source }
                     })?;
-                    return self.wish(Wanted::Exclude(area, term), envelope.request);
+                    return self.wish(Wanted::Exclude(area), envelope.request);
                 }
                 ToDaemon::Retire(retire) if agent => {
                     return self.wish(Wanted::Retire(retire.why), envelope.request);
@@ -116,7 +116,7 @@ mod tests {
 
     fn exclude(address: u64) -> Envelope<ToDaemon<OwnedFd>> {
         let area = MemoryRegion::new(address, 0x2000);
-        let message = ToDaemon::Exclude(Exclude { area, term: ExcludeTerm::Moment });
+        let message = ToDaemon::Exclude(Exclude { area });
         Envelope { request: RequestId(3), message }
     }
 
@@ -127,7 +127,7 @@ mod tests {
         let retire = ToDaemon::Retire(Retire { why: RetireReason::Setns });
         inbox.keep(Abilities::AGENT, Envelope { request: RequestId(4), message: retire }).unwrap();
         let area = Span::new(0x1000, 0x2000).unwrap();
-        assert_eq!(inbox.wishes[0].what, Wanted::Exclude(area, ExcludeTerm::Moment));
+        assert_eq!(inbox.wishes[0].what, Wanted::Exclude(area));
         assert!(matches!(inbox.wishes[0].granted(), (ToClient::Excluded, RequestId(3))));
         assert!(matches!(inbox.wishes[1].granted(), (ToClient::Retired, RequestId(4))));
     }

@@ -13,9 +13,8 @@ use userswap_ipc::contract::{
     TransferUserfaultFd,
 };
 use userswap_ipc::extension::{
-    Agent, AgentKind, AgentReply, Drop, DropHow, Epoch, Exclude, ExcludeTerm, Hello, HelloReply, Hint,
-    HintKind, Move, MoveRange, MoveReply, MoveResult, MoveStatus, MoveStop, Mover, Retire, RetireReason,
-    Staging, Unshare,
+    Agent, AgentKind, AgentReply, Drop, DropHow, Epoch, Exclude, Hello, HelloReply, Hint, HintKind, Move,
+    MoveRange, MoveReply, MoveResult, MoveStatus, MoveStop, Mover, Retire, RetireReason, Staging, Unshare,
 };
 use userswap_ipc::wire::{Encoded, Envelope, RequestId, ToClient, ToDaemon, WireMessage};
 
@@ -497,22 +496,18 @@ fn agent_reply() {
 
 #[test]
 fn exclude() {
-    // pointer at 0, u32 at 8: 24 (0x18) bytes of parameters; the region at 56.
+    // A pointer at 0: 16 (0x10) bytes of parameters; the region at 48.
     golden(
-        ToDaemon::<u32>::Exclude(Exclude {
-            area: MemoryRegion::new(0x7f00_0001_0000, 0x4000),
-            term: ExcludeTerm::Moment,
-        }),
+        ToDaemon::<u32>::Exclude(Exclude { area: MemoryRegion::new(0x7f00_0001_0000, 0x4000) }),
         9,
         &[],
         "20 00 00 00 01 00 00 00
          00 01 00 00 04 00 00 00 | 8: interface 0x100, ordinal 4
          01 00 00 00 00 00 00 00 | 16: flags 1
          09 00 00 00 00 00 00 00
-         18 00 00 00 00 00 00 00 | 32: parameters
-         10 00 00 00 00 00 00 00 | 40: area, at 56
-         01 00 00 00 00 00 00 00 | 48: term; gap
-         18 00 00 00 00 00 00 00 | 56: MemoryRegion
+         10 00 00 00 00 00 00 00 | 32: parameters
+         08 00 00 00 00 00 00 00 | 40: area, at 48
+         18 00 00 00 00 00 00 00 | 48: MemoryRegion
          00 00 01 00 00 7f 00 00
          00 40 00 00 00 00 00 00",
     );

@@ -8,9 +8,9 @@ use userswap_ipc::contract::{
     TransferUserfaultFd,
 };
 use userswap_ipc::extension::{
-    Agent, AgentKind, AgentReply, Drop, DropHow, Epoch, Exclude, ExcludeTerm, Hello, HelloReply, Hint,
-    HintKind, MAX_MOVES, MAX_OURS, Move, MoveRange, MoveReply, MoveResult, MoveStatus, MoveStop, Mover,
-    Retire, RetireReason, Staging, Unshare,
+    Agent, AgentKind, AgentReply, Drop, DropHow, Epoch, Exclude, Hello, HelloReply, Hint, HintKind,
+    MAX_MOVES, MAX_OURS, Move, MoveRange, MoveReply, MoveResult, MoveStatus, MoveStop, Mover, Retire,
+    RetireReason, Staging, Unshare,
 };
 use userswap_ipc::wire::{
     Encoded, Envelope, MAX_HANDLES, MAX_MESSAGE_BYTES, MAX_REGIONS, RequestId, ToClient, ToDaemon,
@@ -281,7 +281,6 @@ fn to_daemon() -> impl Strategy<Value = ToDaemon<u32>> {
     let status = one_of(&[MoveStatus::Done, MoveStatus::EpochChanged, MoveStatus::GateBusy]);
     let kind = one_of(&[HintKind::Visible, HintKind::Audible, HintKind::Loading, HintKind::Frozen]);
     let agent_kind = one_of(&[AgentKind::Exec, AgentKind::Forked]);
-    let term = one_of(&[ExcludeTerm::Forever, ExcludeTerm::Moment]);
     let why = one_of(&[RetireReason::Seccomp, RetireReason::Setns, RetireReason::Unshare]);
     let result = (any::<u64>(), stop).prop_map(|(moved, stop)| MoveResult { moved, stop });
     prop_oneof![
@@ -305,7 +304,7 @@ fn to_daemon() -> impl Strategy<Value = ToDaemon<u32>> {
         (agent_kind, any::<(u32, u32)>(), region(), vec(region(), 0..=MAX_OURS)).prop_map(
             |(kind, (pid, tid), sentinel, ours)| ToDaemon::Agent(Agent { kind, pid, tid, sentinel, ours })
         ),
-        (region(), term).prop_map(|(area, term)| ToDaemon::Exclude(Exclude { area, term })),
+        region().prop_map(|area| ToDaemon::Exclude(Exclude { area })),
         why.prop_map(|why| ToDaemon::Retire(Retire { why })),
         Just(ToDaemon::Unshared),
     ]

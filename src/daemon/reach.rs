@@ -8,7 +8,7 @@ use userswap_engine::memory::{MemoryError, Moved, Order};
 use userswap_engine::watched::{Reach, refused};
 use userswap_ipc::extension::{DropHow, MAX_DROPS, MoveRange, MoveStop, Mover};
 use userswap_ipc::{Abilities, ClientLink, Epoch, LinkError};
-use userswap_uffd::{Outcome, Pagemap, Process, RegisterMode, Span, Stop, Uffd};
+use userswap_uffd::{Outcome, Pagemap, Process, RegisterMode, Span, Stop, Uffd, page_bytes};
 
 /// Reaches the memory of a process at the other end of a connection.
 #[derive(Default)]
@@ -56,6 +56,16 @@ impl ClientReach {
 }
 
 impl Told {
+    /// What came of an order whose answer never came: once nothing can be moved into the slot any more, what is in it was moved.
+    fn moved_unheard(&self, uffd: &Uffd, slot: Span) -> Result<Moved, MemoryError> {
+        uffd.unregister(slot).map_err(|error| refused("unregistering", slot, error))?;
+        let mut entries = Vec::new();
+        self.pagemap.entries(slot, &mut entries).map_err(|error| refused("looking at", slot, error))?;
+        // In order, from the first on.
+        let moved = entries.iter().take_while(|entry| entry.present() || entry.swapped()).count();
+        Ok(Moved::Now(Outcome { done: moved as u64 * page_bytes(), stop: Some(Stop::Gone) }))
+    }
+
     /// Whether its agent moves pages by UFFDIO_MOVE.
     fn moves(&self) -> bool {
         self.link.abilities().contains(Abilities::UFFD_MOVE)
@@ -101,10 +111,13 @@ unsafe impl Reach for ClientReach {
         unsafe { uffd.register(slot, RegisterMode::MISSING) }
             .map_err(|error| refused("registering", slot, error))?;
         let range = MoveRange { src: order.from.start(), len: order.from.len(), dest: order.to };
-        let reply = told
-            .link
-            .move_ranges(Epoch::default(), Mover::UffdMove, &[range])
-            .map_err(|error| unlinked("moving", order.from, &error))?;
+        let reply = match told.link.move_ranges(Epoch::default(), Mover::UffdMove, &[range]) {
+            Ok(reply) => reply,
+            Err(error) => {
+                tracing::warn!(pid = told.process.pid(), %error, "a move went unanswered");
+                return told.moved_unheard(uffd, slot);
+            }
+        };
         let result = reply.results.first().copied();
         if let Some(result) = result
             && result.stop == MoveStop::WasShared

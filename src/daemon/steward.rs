@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use userswap_engine::{EvictError, Keep, MovedOut, Pacer, Watched};
+use userswap_engine::{EvictError, Keep, MemoryError, MovedOut, Pacer, Watched};
 use userswap_ipc::extension::MAX_DROPS;
 use userswap_ipc::{Abilities, LinkError, Peer, Wanted, Wish};
 use userswap_policy::Demand;
@@ -205,20 +205,12 @@ impl Work {
 
     fn grant(&mut self, wish: Wish) {
         match wish.what {
-            Wanted::Exclude(area, term) => {
+            Wanted::Exclude(area) => {
                 if let Some(survey) = &mut self.survey {
-                    survey.exclude(area, term);
+                    survey.exclude(area);
                 }
-                // A page on its way back is so for a moment only.
-                for _ in 0..LET_GO_TRIES {
-                    if self.client.space.let_go(area).is_ok() {
-                        // What a mapping has grown by while it was moved is registered, and in nobody's care. With anything
-                        // out it stays so: what landed there a moment ago may be another region.
-                        if self.client.space.usage().out == 0 {
-                            let _ = self.client.space.memory().unregister(area);
-                        }
-                        break;
-                    }
+                // A page on its way back is so for a moment only. Not before all is back: what the program is about to do goes unseen.
+                while matches!(self.client.space.let_go(area), Err(MemoryError::Refused { .. })) {
                     std::thread::sleep(Duration::from_millis(1));
                 }
             }
@@ -342,6 +334,3 @@ impl Work {
         }
     }
 }
-
-/// How often letting go of a range is tried, a millisecond apart.
-const LET_GO_TRIES: u32 = 200;

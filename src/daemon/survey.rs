@@ -1,9 +1,7 @@
 //! Which memory of a program that knows nothing of us may be moved: what its mappings and threads say.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 use userswap_engine::{MemoryError, Space};
-use userswap_ipc::extension::ExcludeTerm;
 use userswap_uffd::maps::{Permissions, read_maps, read_smaps};
 use userswap_uffd::{Error, MoveLimits, Process, Span, Vma};
 
@@ -11,8 +9,8 @@ use userswap_uffd::{Error, MoveLimits, Process, Span, Vma};
 pub(super) struct Survey {
     /// The library's and the agent's own memory.
     ours: Vec<Span>,
-    /// What is to be left alone, and until when.
-    excluded: Vec<(Span, Option<Instant>)>,
+    /// What is to be left alone as long as it is mapped.
+    excluded: Vec<Span>,
     /// The mappings as they were last read with their flags.
     known: Vec<Vma>,
 }
@@ -23,9 +21,6 @@ const SMALLEST: u64 = 128 << 10;
 /// A mapping without access right below another one, up to this size, is taken for a stack's guard.
 const GUARD: u64 = 1 << 20;
 
-/// How long a range is left alone for a moment.
-const MOMENT: Duration = Duration::from_secs(2);
-
 impl Survey {
     /// Nothing known but what is ours.
     pub(super) fn new(ours: Vec<Span>) -> Self {
@@ -33,12 +28,8 @@ impl Survey {
     }
 
     /// Leaves a range alone from now on.
-    pub(super) fn exclude(&mut self, area: Span, term: ExcludeTerm) {
-        let until = match term {
-            ExcludeTerm::Forever => None,
-            ExcludeTerm::Moment => Some(Instant::now() + MOMENT),
-        };
-        self.excluded.push((area, until));
+    pub(super) fn exclude(&mut self, area: Span) {
+        self.excluded.push(area);
     }
 
     /// Looks at the program's mappings, takes new ones into care and lets those go that may not be moved (any more).
@@ -47,15 +38,10 @@ impl Survey {
     /// When the program is gone or can't be looked at.
     pub(super) fn look(&mut self, process: &Process, space: &Arc<Space>) -> Result<(), super::ServerError> {
         self.read(process)?;
-        let now = Instant::now();
-        self.excluded.retain(|(_, until)| until.is_none_or(|until| until > now));
-        // What was excluded for good is so for as long as it is mapped.
         let known = &self.known;
-        self.excluded
-            .retain(|(area, until)| until.is_some() || known.iter().any(|vma| vma.span.overlaps(area)));
+        self.excluded.retain(|area| known.iter().any(|vma| vma.span.overlaps(area)));
         let threads = thread_addresses(process)?;
-        let excluded: Vec<Span> =
-            self.ours.iter().copied().chain(self.excluded.iter().map(|(area, _)| *area)).collect();
+        let excluded: Vec<Span> = self.ours.iter().chain(&self.excluded).copied().collect();
         let movable = movable(&self.known, &excluded, &threads);
         let stale: Vec<Span> = space
             .parts()

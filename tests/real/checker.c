@@ -81,6 +81,21 @@ static void fail(struct worker *me, const char *format, ...) {
     _exit(1);
 }
 
+/* Who hit it is told by where its pages are: a worker's areas, or nobody's. */
+static struct worker *all;
+static int threads;
+
+static void crashed(int number, siginfo_t *info, void *context) {
+    (void)context;
+    struct worker *hit = NULL;
+    for (int i = 0; i < threads; i++)
+        for (int area = 0; area < AREAS; area++) {
+            char *at = all[i].area[area].at;
+            if ((char *)info->si_addr >= at && (char *)info->si_addr < at + all[i].area[area].pages * PAGE) hit = &all[i];
+        }
+    fail(hit, "signal %d, code %d, at %p, in thread %d", number, info->si_code, info->si_addr, (int)syscall(SYS_gettid));
+}
+
 static uint64_t next(struct worker *me) {
     me->random ^= me->random << 13;
     me->random ^= me->random >> 7;
@@ -692,15 +707,17 @@ static void *pester(void *argument) {
 int main(int argc, char **argv) {
     if (argc < 5) return 2;
     uint64_t seed = strtoull(argv[1], NULL, 10);
-    int threads = atoi(argv[2]);
+    threads = atoi(argv[2]);
     long count = atol(argv[3]);
     path = argv[4];
     daemonize = argc > 5 && !strcmp(argv[5], "daemonize");
     struct sigaction action = {.sa_handler = nothing, .sa_flags = SA_RESTART};
     sigaction(SIGUSR1, &action, NULL);
     signal(SIGPIPE, SIG_IGN);
+    struct sigaction crash = {.sa_sigaction = crashed, .sa_flags = SA_SIGINFO | SA_NODEFER};
+    sigaction(SIGSEGV, &crash, NULL), sigaction(SIGBUS, &crash, NULL);
 
-    struct worker *workers = calloc((size_t)threads + 1, sizeof *workers);
+    struct worker *workers = all = calloc((size_t)threads + 1, sizeof *workers);
     for (int i = 0; i < threads; i++) start(&workers[i], i, seed, count);
     for (int i = 0; i < threads; i++) need(&workers[i], pthread_create(&workers[i].thread, NULL, work, &workers[i]) == 0, "a thread");
     pthread_t pest;

@@ -69,7 +69,7 @@ fn settle(control: &Control, bell: &Fd) -> Settled {
                 retired(control);
                 return Settled::NotNeeded;
             }
-            Some(Request::Exclude(..)) => control.answer(true),
+            Some(Request::Exclude(_)) => control.answer(true),
             None => {}
         }
     }
@@ -79,7 +79,7 @@ fn settle(control: &Control, bell: &Fd) -> Settled {
 fn finish(control: &Control) {
     match control.taken() {
         Some(Request::Retire(_)) => retired(control),
-        Some(Request::Exclude(..)) => control.answer(true),
+        Some(Request::Exclude(_)) => control.answer(true),
         None => {}
     }
 }
@@ -196,7 +196,7 @@ impl Agent {
         };
         self.last += 1;
         let message = match asked {
-            Request::Exclude(region, term) => wire::exclude(send, self.last, region, term),
+            Request::Exclude(region) => wire::exclude(send, self.last, region),
             Request::Retire(why) => wire::retire(send, self.last, why),
         };
         self.outstanding = self.last;

@@ -66,8 +66,8 @@ impl Buffers {
 /// What a program's thread wants from the agent.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// That a range be brought back and left alone; the term's code.
-    Exclude(Region, u32),
+    /// That a range be brought back and left alone.
+    Exclude(Region),
     /// That all be brought back and the agent end; the reason's code.
     Retire(u32),
 }
@@ -147,10 +147,9 @@ impl Control {
 
     fn put(&self, pid: u32, request: Request) -> bool {
         let verb = match request {
-            Request::Exclude(region, term) => {
+            Request::Exclude(region) => {
                 self.address.store(region.address, Ordering::Relaxed);
                 self.length.store(region.length, Ordering::Relaxed);
-                self.code.store(term, Ordering::Relaxed);
                 1
             }
             Request::Retire(why) => {
@@ -198,14 +197,13 @@ impl Control {
     /// What is asked, if anything is, taken by the agent.
     pub(crate) fn taken(&self) -> Option<Request> {
         let verb = self.verb.swap(0, Ordering::Acquire);
-        let code = self.code.load(Ordering::Relaxed);
         match verb {
             1 => {
                 let address = self.address.load(Ordering::Relaxed);
                 let length = self.length.load(Ordering::Relaxed);
-                Some(Request::Exclude(Region { address, length }, code))
+                Some(Request::Exclude(Region { address, length }))
             }
-            2 => Some(Request::Retire(code)),
+            2 => Some(Request::Retire(self.code.load(Ordering::Relaxed))),
             _ => None,
         }
     }

@@ -4,7 +4,7 @@
 //! - [`start`]: the constructor and the agent's thread. [`agent`]: what that does; START HERE.
 //! - [`setup`], [`orders`], [`socket`], [`wire`]: becoming a client and being one.
 //! - [`control`]: how the program's threads speak to the agent.
-//! - [`fork`], [`exec`], [`memory`], [`restrict`]: the functions that are interposed. [`next`]: those behind them.
+//! - [`fork`], [`exec`], [`memory`], [`remap`], [`restrict`]: the functions that are interposed. [`next`]: those behind them.
 //! - [`state`]: what is remembered. [`sys`]: system calls. [`support`]: what the compiler needs.
 //!
 //! No standard library, no allocation, no thread-local storage, no dependency, no panic.
@@ -20,6 +20,7 @@ pub mod fork;
 pub mod memory;
 mod next;
 mod orders;
+pub mod remap;
 pub mod restrict;
 mod setup;
 mod socket;

@@ -5,8 +5,9 @@ use core::arch::naked_asm;
 use core::ffi::{c_int, c_long, c_ulong, c_void};
 
 use crate::control::Request;
-use crate::memory::{madvise, mremap};
+use crate::memory::madvise;
 use crate::next::{answer, set_errno};
+use crate::remap::mremap;
 use crate::state::STATE;
 use crate::sys::{self, Errno, call, nr};
 use crate::tasks;

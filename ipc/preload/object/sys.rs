@@ -173,9 +173,12 @@ pub(crate) const PAGE: usize = 4096;
 pub(crate) const READ_WRITE: usize = 3;
 pub(crate) const NO_ACCESS: usize = 0;
 const PRIVATE_ANONYMOUS: usize = 0x22;
+const FIXED: usize = 0x10;
 const FIXED_NOREPLACE: usize = 0x10_0000;
 
+pub(crate) const MREMAP_MAYMOVE: usize = 1;
 pub(crate) const MREMAP_FIXED: usize = 2;
+pub(crate) const MREMAP_DONTUNMAP: usize = 4;
 pub(crate) const DONTNEED: usize = 4;
 pub(crate) const DONTFORK: usize = 10;
 pub(crate) const MERGEABLE: usize = 12;
@@ -193,6 +196,15 @@ pub(crate) fn map(len: usize, access: usize) -> Result<usize, Errno> {
 /// New memory at `at`, unless something is there.
 pub(crate) fn map_at(at: usize, len: usize, access: usize) -> Result<usize, Errno> {
     by_value!(nr::MMAP, at, len, access, PRIVATE_ANONYMOUS | FIXED_NOREPLACE, usize::MAX, 0)
+}
+
+/// A reserved range in place of whatever is there.
+///
+/// # Safety
+/// Nothing may use what is there any more.
+pub(crate) unsafe fn map_over(at: usize, len: usize) -> Result<usize, Errno> {
+    // SAFETY: the caller's promise.
+    unsafe { call(nr::MMAP, [at, len, NO_ACCESS, PRIVATE_ANONYMOUS | FIXED, usize::MAX, 0]) }
 }
 
 /// # Safety

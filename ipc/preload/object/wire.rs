@@ -193,11 +193,10 @@ pub(crate) fn transfer(
 }
 
 /// `Exclude`.
-pub(crate) fn exclude(buffer: &mut [u8], request: u64, area: Region, term: u32) -> Option<&[u8]> {
+pub(crate) fn exclude(buffer: &mut [u8], request: u64, area: Region) -> Option<&[u8]> {
     let mut writer = Writer::begin(buffer, CLIENT, 4, CALL, request);
-    writer.pair(24, 0);
-    writer.word(16);
-    writer.pair(term, 0);
+    writer.pair(16, 0);
+    writer.word(8);
     writer.region(area);
     writer.finish()
 }

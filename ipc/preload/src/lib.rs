@@ -34,7 +34,8 @@
 //! - execve and its family, posix_spawn: the two variables are put back where a program has cleared them. They are taken away where
 //!   the new program couldn't load the object (it isn't there after a chroot) or must not (a seccomp filter was set).
 //! - madvise with DONTFORK, WIPEONFORK, DONTDUMP, MERGEABLE, GUARD_INSTALL: the range is brought back first and left alone from then on.
-//! - mremap that the kernel refuses because a part of the range is registered: the range is brought back, and it is tried again.
+//! - mremap of a range that is several mappings only because a part of it is registered, which the kernel refuses, at times with some
+//!   of it moved already: it goes piece by piece.
 //! - prctl(PR_SET_SECCOMP), seccomp, setns, unshare of what needs a process of one thread (a user namespace): everything is
 //!   brought back and the agent ends, before the call is made. The same through syscall(2).
 //! - syscall(SYS_exit) of the program's last thread ends the process, which the agent would keep alive.

@@ -152,8 +152,7 @@ impl<H> WireMessage<H> for ToDaemon<H> {
             }
             Self::Exclude(exclude) => {
                 let mut encoder = Encoder::call(Method::EXCLUDE, request);
-                let at = encoder.structure(16);
-                encoder.code(at, 8, exclude.term);
+                let at = encoder.structure(8);
                 encoder.region(at, 0, exclude.area);
                 encoder
             }
@@ -219,8 +218,8 @@ impl<H> WireMessage<H> for ToDaemon<H> {
             }
             Receives::Call(method @ Method::EXCLUDE) => {
                 let request = header.expect(method, false)?;
-                let at = d.parameters(16)?;
-                (request, Self::Exclude(Exclude { term: d.code(at, 8)?, area: d.region(at, 0)? }))
+                let at = d.parameters(8)?;
+                (request, Self::Exclude(Exclude { area: d.region(at, 0)? }))
             }
             Receives::Call(method @ Method::RETIRE) => {
                 let request = header.expect(method, false)?;

@@ -36,7 +36,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("retired_before_a_user_namespace", unshares),
     ("retired_before_entering_a_namespace", enters),
     ("advice_that_changes_what_memory_is", |bench| quietly(bench, "advises", 1)),
-    ("mremap_of_what_is_registered_in_parts", |bench| quietly(bench, "remaps", 2)),
+    ("mremap_of_what_is_registered_in_parts", |bench| quietly(bench, "remaps", 6)),
     ("a_thousand_threads", threads),
     ("signals_go_to_the_program", |bench| quietly(bench, "signals", 1)),
     ("a_shell_and_its_pipeline", shell),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use userswap_ipc::extension::{ExcludeTerm, RetireReason};
+use userswap_ipc::extension::RetireReason;
 use userswap_ipc::{
     Abilities, Arrival, ClientLink, Connection, Contract, LinkError, Listener, Offer, Received, Terms, Wait,
     Wanted, handshake, receive,
@@ -209,9 +209,7 @@ impl Shared {
 
     fn grant(&self, client: &Client, wish: userswap_ipc::Wish) {
         match wish.what {
-            Wanted::Exclude(span, term) => {
-                client.space.bring_back(Some(span), term == ExcludeTerm::Forever);
-            }
+            Wanted::Exclude(span) => client.space.bring_back(Some(span), true),
             Wanted::Retire(why) => {
                 client.space.bring_back(None, false);
                 self.retired.lock().unwrap().push(why);

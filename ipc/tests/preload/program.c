@@ -340,6 +340,24 @@ static int remaps(void) {
     write_pattern(grown, 2 * LENGTH, 14);
     say("fill", grown, 2 * LENGTH);
     check_pattern(grown, 2 * LENGTH, 14, "grown, again");
+    /* To a fixed address the kernel would move what comes before the part, and then refuse. Longer, shorter, and as long. */
+    size_t lengths[] = {2 * LENGTH, 2 * LENGTH, 4 * LENGTH, LENGTH};
+    for (size_t i = 0; i + 1 < 4; i++) {
+        size_t was = lengths[i], len = lengths[i + 1], kept = was < len ? was : len;
+        write_pattern(grown, was, 15 + i);
+        say("fill", (char *)grown + LENGTH / 4, LENGTH / 2);
+        void *place = mmap(0, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        check(place != MAP_FAILED && mremap(grown, was, len, MREMAP_MAYMOVE | MREMAP_FIXED, place) == place, "mremap to a place");
+        grown = place;
+        check_pattern(grown, kept, 15 + i, "at its place");
+        for (size_t at = kept; at < len; at += PAGE) check(((char *)grown)[at] == 0, "what it grew by is empty");
+    }
+    say("fill", (char *)grown + LENGTH / 4, LENGTH / 2);
+    check(mremap(grown, LENGTH, LENGTH, MREMAP_MAYMOVE | MREMAP_FIXED, (char *)grown + PAGE) == MAP_FAILED, "onto itself");
+    char *nothing = mmap(0, PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    munmap(nothing, PAGE);
+    check(mremap(nothing, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, grown) == MAP_FAILED, "of nothing");
+    check_pattern(grown, LENGTH, 17, "refused");
     return 0;
 }
 

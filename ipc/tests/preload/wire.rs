@@ -2,9 +2,8 @@
 
 use userswap_ipc::contract::{Contract, MemoryRegion, TransferUserfaultFd};
 use userswap_ipc::extension::{
-    Agent, AgentKind, AgentReply, Drop, DropHow, Epoch, Exclude, ExcludeTerm, Hello, HelloReply, Move,
-    MoveRange, MoveReply, MoveResult, MoveStatus, MoveStop, Mover, Retire, RetireReason, Staging, Unshare,
-    VERSION,
+    Agent, AgentKind, AgentReply, Drop, DropHow, Epoch, Exclude, Hello, HelloReply, Move, MoveRange,
+    MoveReply, MoveResult, MoveStatus, MoveStop, Mover, Retire, RetireReason, Staging, Unshare, VERSION,
 };
 use userswap_ipc::wire::{RequestId, ToClient, ToDaemon, WireMessage};
 
@@ -47,10 +46,7 @@ pub(crate) fn sent() -> Option<String> {
         let bytes = object::transfer(buffer, REQUEST, uffd_error, mmap_error, area);
         same(bytes, ToDaemon::TransferUserfaultFd(transfer));
     }
-    for (code, term) in [(0, ExcludeTerm::Forever), (1, ExcludeTerm::Moment)] {
-        let exclude = ToDaemon::Exclude(Exclude { area: area_too, term });
-        same(object::exclude(buffer, REQUEST, area, code), exclude);
-    }
+    same(object::exclude(buffer, REQUEST, area), ToDaemon::Exclude(Exclude { area: area_too }));
     for (code, why) in [(0, RetireReason::Seccomp), (1, RetireReason::Setns), (2, RetireReason::Unshare)] {
         same(object::retire(buffer, REQUEST, code), ToDaemon::Retire(Retire { why }));
     }
