@@ -48,7 +48,8 @@ fn a_running_store_does_not_allocate() {
         (Codec::Zstd { level: -1 }, 100),
     ];
     for (codec, dictionary_from) in codecs {
-        let store = Ram::with_codec(codec).dictionary_from(dictionary_from).build().unwrap();
+        let builder = Ram::with_codec(codec).dictionary_from(dictionary_from);
+        let store = builder.dense(None).build().unwrap();
         let images: Vec<Vec<u8>> =
             userswap_store::testkit::images(4096).into_iter().map(|image| image.bytes).collect();
         let keys: Vec<PageKey> =

@@ -15,7 +15,7 @@ const PIECE: u64 = 5;
 const MADE_WITH: u64 = 4;
 
 fn builder() -> Builder {
-    Ram::with_codec(Codec::Zstd { level: -1 }).dictionary_from(100)
+    Ram::with_codec(Codec::Zstd { level: -1 }).dictionary_from(100).dense(None)
 }
 
 fn key(owner: u64, page: u64) -> PageKey {
@@ -383,4 +383,35 @@ fn threads_put_fetch_and_free_while_dictionaries_come_and_go() {
     tidy(&store);
     assert_eq!(store.stats().memory_bytes, empty);
     assert!(pieces(&store).is_empty());
+}
+
+/// What stays is compressed again once, as dense as it gets, with its owner's dictionary or without one; and then left alone.
+#[test]
+fn what_stays_gets_dense_and_is_left_alone_then() {
+    for dictionary in [Some(8192), None] {
+        let make = |dense| builder().dictionary(dictionary).dense(dense).build().unwrap();
+        let (plain, dense) = (make(None), make(Some(9)));
+        let held: Vec<_> = [&plain, &dense].iter().map(|store| put_all(store, 1, 5, 0..600)).collect();
+        tidy(&plain);
+        tidy(&dense);
+        let (before, after) = (plain.stats(), dense.stats());
+        assert!(after.stored_bytes * 20 < before.stored_bytes * 19, "{before:?} {after:?}");
+        assert!(after.memory_bytes < before.memory_bytes, "{before:?} {after:?}");
+        check(&dense, 5, &held[1]);
+        assert_eq!(dense.maintain(Budget::UNLIMITED).moved_bytes, 0, "nothing is left to do");
+        // What comes later gets dense too.
+        let more = put_all(&dense, 1, 5, 600..700);
+        assert!(dense.maintain(Budget::UNLIMITED).moved_bytes > 0);
+        check(&dense, 5, &more);
+        // A successor knows what is dense.
+        let codec = Codec::Zstd { level: -1 };
+        let (store, found) = Ram::with_codec(codec).dense(Some(9)).rebuild(left_behind(dense)).unwrap();
+        assert_eq!(found.len(), 700);
+        check(&store, 5, &found);
+        tidy(&store);
+        assert!(store.stats().stored_bytes <= after.stored_bytes * 7 / 6 + 100);
+        free_all(&store, &found);
+        assert!(pieces(&store).is_empty());
+        free_all(&plain, &held[0]);
+    }
 }

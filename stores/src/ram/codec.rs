@@ -51,12 +51,20 @@ pub(crate) struct Scratch {
     with_dictionary: (Option<CCtx<'static>>, Option<DCtx<'static>>),
 }
 
+/// A dictionary as zstd wants it to compress with, at one level.
+#[cfg(feature = "ram-zstd")]
+pub(crate) struct Coder(CDict<'static>);
+
 /// A dictionary as zstd wants it: for a level, and for reading.
 #[cfg(feature = "ram-zstd")]
 pub(crate) struct Prepared {
-    coder: CDict<'static>,
+    coder: Coder,
     decoder: DDict<'static>,
 }
+
+/// Without zstd there is none.
+#[cfg(not(feature = "ram-zstd"))]
+pub(crate) enum Coder {}
 
 /// Without zstd there is none.
 #[cfg(not(feature = "ram-zstd"))]
@@ -118,7 +126,7 @@ impl Scratch {
     #[cfg(feature = "ram-zstd")]
     pub(crate) fn encode_with(
         &mut self,
-        dictionary: &Prepared,
+        coder: &Coder,
         id: DictionaryId,
         page: &[u8],
     ) -> (Form, &mut [u8]) {
@@ -130,7 +138,7 @@ impl Scratch {
             self.with_dictionary.0 = CCtx::try_create();
         }
         let compressed = self.with_dictionary.0.as_mut().and_then(|context| {
-            context.compress_using_cdict(&mut self.buffer[HEADER..], page, &dictionary.coder).ok()
+            context.compress_using_cdict(&mut self.buffer[HEADER..], page, &coder.0).ok()
         });
         match compressed {
             Some(len) if (DictionaryId::LEN..page.len() - page.len() / 16).contains(&len) => {
@@ -144,11 +152,11 @@ impl Scratch {
     #[cfg(not(feature = "ram-zstd"))]
     pub(crate) fn encode_with(
         &mut self,
-        dictionary: &Prepared,
+        coder: &Coder,
         _: DictionaryId,
         _: &[u8],
     ) -> (Form, &mut [u8]) {
-        match *dictionary {}
+        match *coder {}
     }
 
     /// As [`decode`](Self::decode), of a payload made with this dictionary.
@@ -208,7 +216,7 @@ impl Scratch {
             #[cfg(feature = "ram-lz4")]
             Form::Lz4 => lz4_flex::block::decompress_into(payload, page).ok(),
             #[cfg(feature = "ram-zstd")]
-            Form::Zstd => {
+            Form::Zstd | Form::DenseZstd => {
                 if self.decompressor.is_none() {
                     self.decompressor = zstd::bulk::Decompressor::new().ok();
                 }
@@ -233,12 +241,41 @@ pub(crate) const READ_ONLY: i32 = -1;
 impl Prepared {
     /// Makes ready what [`train`] made; `None` if it is damaged or memory is short.
     pub(crate) fn new(content: &[u8], level: i32) -> Option<Self> {
-        Some(Self { coder: CDict::try_create(content, level)?, decoder: DDict::try_create(content)? })
+        Some(Self { coder: Coder::new(content, level)?, decoder: DDict::try_create(content)? })
     }
 
     /// Memory it takes.
     pub(crate) fn bytes(&self) -> usize {
-        self.coder.sizeof() + self.decoder.sizeof()
+        self.coder.bytes() + self.decoder.sizeof()
+    }
+
+    /// What compresses at the level it was made for.
+    pub(crate) fn coder(&self) -> &Coder {
+        &self.coder
+    }
+}
+
+#[cfg(feature = "ram-zstd")]
+impl Coder {
+    /// `None` if memory is short.
+    pub(crate) fn new(content: &[u8], level: i32) -> Option<Self> {
+        CDict::try_create(content, level).map(Self)
+    }
+
+    /// Memory it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.sizeof()
+    }
+}
+
+#[cfg(not(feature = "ram-zstd"))]
+impl Coder {
+    pub(crate) fn new(_: &[u8], _: i32) -> Option<Self> {
+        None
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        match *self {}
     }
 }
 
@@ -249,6 +286,10 @@ impl Prepared {
     }
 
     pub(crate) fn bytes(&self) -> usize {
+        match *self {}
+    }
+
+    pub(crate) fn coder(&self) -> &Coder {
         match *self {}
     }
 }

@@ -1,16 +1,17 @@
-//! Making a store denser in the background: dictionaries are trained, and pages compressed again with them.
+//! Making a store denser in the background: dictionaries are trained, and pages compressed again with them, and at a level that
+//! takes too long for putting.
 
 use std::sync::Arc;
 
 use userswap_store::{Budget, Handle, Maintained, OwnerId, PageKey};
 
 use super::arena::Slot;
-use super::codec::{Prepared, Scratch, train, with_scratch};
+use super::codec::{Codec, Coder, Prepared, Scratch, train, with_scratch};
 use super::dictionaries::{Owner, SAMPLES, Settings};
 use super::dictionary::{Dictionary, DictionaryId, chains};
 use super::index::{Cursor, EntryId, Named, named};
-use super::object::{self, Form};
-use super::pool::NoRoom;
+use super::object;
+use super::pool::{Held, NoRoom};
 use super::{DICTIONARY_FROM, Ram, codec};
 
 /// A dictionary that saves less than this part of the bytes isn't worth the work.
@@ -21,13 +22,50 @@ const FEWEST: usize = 10;
 const SAMPLE_BYTES: usize = SAMPLES * 4096;
 /// One sample in so many isn't trained on: the dictionary is judged by them.
 const HELD_OUT: usize = 5;
+/// Dictionaries that are ready to compress densely with, at a time.
+const CODERS: usize = 4;
+
+/// The way through all objects. Who holds it does the background work.
+#[derive(Default)]
+pub(super) struct Sweep {
+    /// Where it is; `None` at rest.
+    at: Option<Cursor>,
+    /// Pages put when it began: with more there is something to do.
+    puts: u64,
+    /// The latest last. They are gone when it comes to rest.
+    coders: Vec<(DictionaryId, Coder)>,
+}
+
+impl Sweep {
+    /// What compresses densely with this dictionary. `None` if memory is short, or there is no room for it.
+    fn coder(&mut self, dictionary: &Dictionary, level: i32, store: &Ram) -> Option<&Coder> {
+        let id = dictionary.id();
+        match self.coders.iter().position(|(known, _)| *known == id) {
+            Some(at) => self.coders[at..].rotate_left(1),
+            None => {
+                if self.coders.len() == CODERS {
+                    self.let_go(1, &store.held);
+                }
+                let coder = Coder::new(&dictionary.content(&store.pool), level)?;
+                store.held.reserve(coder.bytes() as u64).ok()?;
+                self.coders.push((id, coder));
+            }
+        }
+        self.coders.last().map(|(_, coder)| coder)
+    }
+
+    fn let_go(&mut self, count: usize, held: &Held) {
+        self.coders.drain(..count).for_each(|(_, coder)| held.release(coder.bytes() as u64));
+    }
+}
 
 /// An object as it was found, to be compressed again.
 struct Found {
     entry: EntryId,
     bytes: Vec<u8>,
     old: Option<Arc<Dictionary>>,
-    current: Arc<Dictionary>,
+    /// What to compress it with. Perhaps the same.
+    new: Option<Arc<Dictionary>>,
 }
 
 impl Ram {
@@ -35,28 +73,37 @@ impl Ram {
     /// makes them smaller. If another thread is at it, nothing.
     pub(super) fn densify(&self, budget: Budget) -> Maintained {
         let mut done = Maintained::default();
-        let (Some(settings), Some(mut sweep)) =
-            (self.dictionaries.settings(), self.dictionaries.sweep.try_lock())
-        else {
+        let settings = self.dictionaries.settings();
+        let Some(mut sweep) = self.sweep.try_lock() else { return done };
+        if settings.is_none() && self.dense.is_none() {
             return done;
-        };
+        }
         self.dictionaries.forget(&self.held, |handle| self.is_gone(handle));
         with_scratch(|scratch| {
             for (id, owner) in self.dictionaries.owners() {
-                if let Some((samples, seen)) = owner.due(settings)
+                if let Some(settings) = settings
+                    && let Some((samples, seen)) = owner.due(settings)
                     && self.renew(scratch, settings, id, &owner, &samples, seen)
                 {
-                    *sweep = Some(Cursor::default());
-                    done.moved_bytes += samples.len() as u64 * self.work_a_page();
+                    sweep.at = Some(Cursor::default());
+                    done.moved_bytes += samples.len() as u64 * self.work_a_page(false);
                     break;
                 }
             }
-            while let Some(cursor) = *sweep {
+            let puts = self.index.counts().puts;
+            if self.dense.is_some() && sweep.at.is_none() && sweep.puts != puts {
+                (sweep.at, sweep.puts) = (Some(Cursor::default()), puts);
+            }
+            while let Some(cursor) = sweep.at {
                 if done.moved_bytes >= budget.bytes {
                     done.more = true;
                     break;
                 }
-                *sweep = self.sweep(scratch, cursor, &mut done);
+                sweep.at = self.step(scratch, &mut sweep, cursor, &mut done);
+            }
+            if sweep.at.is_none() {
+                let all = sweep.coders.len();
+                sweep.let_go(all, &self.held);
             }
         });
         done
@@ -114,7 +161,7 @@ impl Ram {
                     self.found(entry, slot, |id| shard.dictionary(id).map(Arc::clone))
                 });
                 if let Some(found) = found {
-                    self.again(scratch, &found);
+                    self.again(scratch, None, &found);
                 }
             }
         }
@@ -123,8 +170,9 @@ impl Ram {
     }
 
     /// What compressing a page counts against a budget: it takes several times as long as moving one.
-    fn work_a_page(&self) -> u64 {
-        4 * self.capabilities.page_size as u64
+    fn work_a_page(&self, densely: bool) -> u64 {
+        let pages = if densely { 8 } else { 4 };
+        pages * self.capabilities.page_size as u64
     }
 
     /// A dictionary from these pages, prepared, and the bytes of objects made with it; if what it saves on `live` pages is more
@@ -152,10 +200,10 @@ impl Ram {
         let (mut before, mut after) = (0, 0);
         for page in &to_judge {
             before += match old {
-                Some(old) => scratch.encode_with(old.prepared(), old.id(), page).1.len(),
+                Some(old) => scratch.encode_with(old.prepared().coder(), old.id(), page).1.len(),
                 None => scratch.encode(self.codec, page).1.len(),
             };
-            after += scratch.encode_with(&prepared, id, page).1.len();
+            after += scratch.encode_with(prepared.coder(), id, page).1.len();
         }
         let saved = (before as f64 - after as f64) / to_judge.len() as f64;
         let taken = prepared.bytes() + content.len();
@@ -165,7 +213,13 @@ impl Ram {
     }
 
     /// Compresses one group of entries again; where to go on.
-    fn sweep(&self, scratch: &mut Scratch, cursor: Cursor, done: &mut Maintained) -> Option<Cursor> {
+    fn step(
+        &self,
+        scratch: &mut Scratch,
+        sweep: &mut Sweep,
+        cursor: Cursor,
+        done: &mut Maintained,
+    ) -> Option<Cursor> {
         let found: Vec<Found> = {
             let shard = self.index.look_at(cursor)?;
             let Some(entries) = shard.group(cursor) else { return Some(cursor.next_shard()) };
@@ -173,14 +227,14 @@ impl Ram {
             entries.filter_map(|(entry, slot)| self.found(entry, slot, dictionary)).collect()
         };
         for found in &found {
-            self.again(scratch, found);
-            done.moved_bytes += self.work_a_page();
+            self.again(scratch, self.dense.map(|level| (level, &mut *sweep)), found);
+            done.moved_bytes += self.work_a_page(self.dense.is_some());
         }
         Some(cursor.next_group())
     }
 
-    /// A copy of the object in this slot, if its owner has a dictionary that it isn't made with. The copy's dictionaries are used
-    /// until [`again`](Self::again) is done with it.
+    /// A copy of the object in this slot, if its owner has a dictionary that it isn't made with, or it can be denser. The copy's
+    /// dictionaries are used until [`again`](Self::again) is done with it.
     fn found(
         &self,
         entry: EntryId,
@@ -189,52 +243,93 @@ impl Ram {
     ) -> Option<Found> {
         let bytes = self.pool.bytes(slot);
         let (object, _) = object::parse(bytes)?;
-        if !matches!(object.form, Form::Zstd | Form::ZstdDictionary) {
+        if !object.form.is_zstd() {
             return None;
         }
-        let current = self.dictionaries.current(object.key.owner)?;
+        let release = |used: &Option<Arc<Dictionary>>| {
+            used.iter().for_each(|used| self.dictionaries.release(used, &self.pool, &self.held));
+        };
+        let current = self.dictionaries.current(object.key.owner);
+        let is_current = current.as_ref().is_none_or(|current| object.dictionary() == Some(current.id()));
+        if is_current && (self.dense.is_none() || object.form.is_dense()) {
+            release(&current);
+            return None;
+        }
         let old = object.dictionary().and_then(dictionary);
-        if object.dictionary() == Some(current.id()) || old.as_ref().is_some_and(|old| !old.acquire()) {
-            self.dictionaries.release(&current, &self.pool, &self.held);
+        // Without its dictionary it can't be read.
+        if old.is_none() && object.dictionary().is_some() || old.as_ref().is_some_and(|old| !old.acquire()) {
+            release(&current);
             return None;
         }
+        // An owner that has none any more keeps what it has.
+        let new = match (current, &old) {
+            (None, Some(old)) if old.acquire() => Some(Arc::clone(old)),
+            (current, _) => current,
+        };
         let bytes = bytes[..object::HEADER + object.payload.len()].to_vec();
-        Some(Found { entry, bytes, old, current })
+        Some(Found { entry, bytes, old, new })
     }
 
-    /// Compresses a found object with its owner's dictionary and replaces it, if that is smaller and it is still there.
-    fn again(&self, scratch: &mut Scratch, found: &Found) {
-        let mut page = vec![0; self.capabilities.page_size];
-        let read = object::verified(&found.bytes).and_then(|object| {
-            match &found.old {
-                Some(old) => scratch.decode_with(old.prepared(), object.payload, &mut page),
-                None => scratch.decode(object.form, object.payload, &mut page),
-            }
-            .ok()?;
-            Some(object.key)
-        });
-        let released = read.and_then(|key| {
-            let current = found.current.prepared();
-            let (form, object) = scratch.encode_with(current, found.current.id(), &page);
-            let mark = object::write_header(key, form, object);
-            (form == Form::ZstdDictionary).then(|| self.replace(found, object, mark)).flatten()
-        });
-        for dictionary in [Some(&found.current), found.old.as_ref(), released.as_ref()].into_iter().flatten()
-        {
+    /// Compresses a found object, densely if that is said, and replaces it, if that is smaller, or as dense as it gets, and it is
+    /// still there.
+    fn again(&self, scratch: &mut Scratch, densely: Option<(i32, &mut Sweep)>, found: &Found) {
+        let released = self.anew(scratch, densely, found);
+        let used = [found.new.as_ref(), found.old.as_ref(), released.as_ref()];
+        for dictionary in used.into_iter().flatten() {
             self.dictionaries.release(dictionary, &self.pool, &self.held);
         }
     }
 
-    /// Puts a new object in a found one's place, if that takes less memory; answers the dictionary the shard let go.
-    fn replace(&self, found: &Found, object: &[u8], mark: u32) -> Option<Arc<Dictionary>> {
+    /// As [`again`](Self::again); answers the dictionary a shard let go.
+    fn anew(
+        &self,
+        scratch: &mut Scratch,
+        densely: Option<(i32, &mut Sweep)>,
+        found: &Found,
+    ) -> Option<Arc<Dictionary>> {
+        let mut page = vec![0; self.capabilities.page_size];
+        let object = object::verified(&found.bytes)?;
+        match &found.old {
+            Some(old) => scratch.decode_with(old.prepared(), object.payload, &mut page),
+            None => scratch.decode(object.form, object.payload, &mut page),
+        }
+        .ok()?;
+        let is_dense = densely.is_some();
+        let (form, made) = match (&found.new, densely) {
+            (Some(new), Some((level, sweep))) => {
+                scratch.encode_with(sweep.coder(new, level, self)?, new.id(), &page)
+            }
+            (Some(new), None) => scratch.encode_with(new.prepared().coder(), new.id(), &page),
+            (None, Some((level, _))) => scratch.encode(densest(level)?, &page),
+            (None, None) => return None,
+        };
+        let form = if is_dense { form.dense() } else { form };
+        if form.is_zstd() && (made.len() < found.bytes.len() || found.new_differs()) {
+            let mark = object::write_header(object.key, form, made);
+            return self.replace(found, made, mark, found.new.as_ref());
+        }
+        // As small as it was: that it is as dense as it gets is worth knowing.
+        let mut same = found.bytes.clone();
+        let mark = object::write_header(object.key, object.form.dense(), &mut same);
+        if is_dense { self.replace(found, &same, mark, found.old.as_ref()) } else { None }
+    }
+
+    /// Puts a new object, made with this dictionary, in a found one's place, if it takes no more memory; answers the dictionary the
+    /// shard let go.
+    fn replace(
+        &self,
+        found: &Found,
+        object: &[u8],
+        mark: u32,
+        dictionary: Option<&Arc<Dictionary>>,
+    ) -> Option<Arc<Dictionary>> {
         let mut place = self.pool.take(object.len(), &self.held).ok()?;
         let mut released = None;
         let unused = {
             let mut shard = self.index.write(found.entry)?;
             let there = shard.slot_mut(found.entry).filter(|slot| {
                 // The same bytes under the same entry: whatever has become of it meanwhile, it is this page.
-                self.pool.bytes(slot).starts_with(&found.bytes)
-                    && (place.len() < slot.len() || found.old.is_some() && place.len() == slot.len())
+                self.pool.bytes(slot).starts_with(&found.bytes) && place.len() <= slot.len()
             });
             match there {
                 Some(slot) => {
@@ -242,7 +337,9 @@ impl Ram {
                     let mut old = std::mem::replace(slot, place.tagged(found.entry.tag()));
                     object::retire(self.pool.bytes_mut(&mut old));
                     shard.resized(found.bytes.len(), object.len());
-                    shard.keep(&found.current);
+                    if let Some(dictionary) = dictionary {
+                        shard.keep(dictionary);
+                    }
                     released = found.old.as_ref().and_then(|old| shard.let_go(old.id()));
                     old
                 }
@@ -293,4 +390,19 @@ impl Ram {
         }
         Ok(found)
     }
+}
+
+impl Found {
+    fn new_differs(&self) -> bool {
+        let id = |dictionary: &Option<Arc<Dictionary>>| dictionary.as_ref().map(|dictionary| dictionary.id());
+        id(&self.new) != id(&self.old)
+    }
+}
+
+/// What compresses densely without a dictionary.
+fn densest(level: i32) -> Option<Codec> {
+    #[cfg(feature = "ram-zstd")]
+    return Some(Codec::Zstd { level });
+    #[cfg(not(feature = "ram-zstd"))]
+    None
 }

@@ -9,7 +9,6 @@ use parking_lot::{Mutex, RwLock};
 use userswap_store::{Handle, OwnerId, PageKey};
 
 use super::dictionary::{Dictionary, PLACES};
-use super::index::Cursor;
 use super::pool::{Held, Pool};
 
 /// How many pages a dictionary is trained on, and judged by, at most. More than these make it hardly better and take longer.
@@ -36,8 +35,6 @@ pub(crate) struct Dictionaries {
     /// By place.
     all: Mutex<Vec<Option<Arc<Dictionary>>>>,
     stored_bytes: AtomicU64,
-    /// Where recompressing is, if there is some to do. Who holds it does the background work.
-    pub(crate) sweep: Mutex<Option<Cursor>>,
 }
 
 /// What is known of an owner.
@@ -74,7 +71,6 @@ impl Dictionaries {
             owners: RwLock::default(),
             all: Mutex::default(),
             stored_bytes: AtomicU64::new(0),
-            sweep: Mutex::default(),
         }
     }
 

@@ -151,6 +151,13 @@ impl Dictionary {
         held.release(self.heap_bytes());
     }
 
+    /// Its bytes.
+    pub(crate) fn content(&self, pool: &Pool) -> Vec<u8> {
+        let pieces = self.pieces.lock();
+        let payloads = pieces.iter().filter_map(|slot| object::verified(pool.bytes(slot)));
+        payloads.flat_map(|object| object.payload).copied().collect()
+    }
+
     /// Its pieces' slots, to be moved.
     pub(crate) fn with_pieces(&self, mut each: impl FnMut(&mut Slot)) {
         self.pieces.lock().iter_mut().for_each(&mut each);

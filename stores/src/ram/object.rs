@@ -34,6 +34,10 @@ pub(crate) enum Form {
     ZstdDictionary,
     /// No page: a piece of a dictionary.
     Dictionary,
+    /// As [`Form::Zstd`], and as dense as it gets.
+    DenseZstd,
+    /// As [`Form::ZstdDictionary`], and as dense as it gets.
+    DenseZstdDictionary,
 }
 
 impl Form {
@@ -45,11 +49,46 @@ impl Form {
             Self::Zstd => 3,
             Self::ZstdDictionary => 4,
             Self::Dictionary => 5,
+            Self::DenseZstd => 6,
+            Self::DenseZstdDictionary => 7,
+        }
+    }
+
+    /// A page compressed by zstd.
+    pub(crate) fn is_zstd(self) -> bool {
+        self.with_dictionary() || matches!(self, Self::Zstd | Self::DenseZstd)
+    }
+
+    /// A page compressed with a dictionary.
+    pub(crate) fn with_dictionary(self) -> bool {
+        matches!(self, Self::ZstdDictionary | Self::DenseZstdDictionary)
+    }
+
+    /// Nothing is to be gained by compressing it again.
+    pub(crate) fn is_dense(self) -> bool {
+        matches!(self, Self::DenseZstd | Self::DenseZstdDictionary)
+    }
+
+    /// The same payload, of which that is known.
+    pub(crate) fn dense(self) -> Self {
+        match self {
+            Self::Zstd => Self::DenseZstd,
+            Self::ZstdDictionary => Self::DenseZstdDictionary,
+            other => other,
         }
     }
 
     fn from_code(code: u64) -> Option<Self> {
-        let all = [Self::Raw, Self::Filled, Self::Lz4, Self::Zstd, Self::ZstdDictionary, Self::Dictionary];
+        let all = [
+            Self::Raw,
+            Self::Filled,
+            Self::Lz4,
+            Self::Zstd,
+            Self::ZstdDictionary,
+            Self::Dictionary,
+            Self::DenseZstd,
+            Self::DenseZstdDictionary,
+        ];
         all.into_iter().find(|form| form.code() == code)
     }
 }
@@ -64,7 +103,7 @@ pub(crate) struct Object<'a> {
 impl Object<'_> {
     /// The dictionary it takes to read it.
     pub(crate) fn dictionary(&self) -> Option<DictionaryId> {
-        if self.form == Form::ZstdDictionary { DictionaryId::of_payload(self.payload) } else { None }
+        if self.form.with_dictionary() { DictionaryId::of_payload(self.payload) } else { None }
     }
 }
 
