@@ -109,6 +109,8 @@ pub(crate) struct Run {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Memory {
+    /// A region of the own process whose faults the faulting threads serve themselves.
+    Inline,
     /// A region of the own process that pages itself.
     Local,
     /// A process whose memory a daemon, another process, moves out and brings back.
@@ -116,11 +118,12 @@ pub(crate) enum Memory {
 }
 
 impl Memory {
-    const ALL: [Self; 2] = [Self::Local, Self::Client];
+    const ALL: [Self; 3] = [Self::Inline, Self::Local, Self::Client];
 
     /// As in arguments and reports.
     pub(crate) fn name(self) -> &'static str {
         match self {
+            Self::Inline => "inline",
             Self::Local => "local",
             Self::Client => "client",
         }

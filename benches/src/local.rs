@@ -16,9 +16,10 @@ pub(crate) struct Local {
 }
 
 impl Local {
-    pub(crate) fn new(image: &[u8], store: &str) -> Result<Self, Error> {
+    pub(crate) fn new(image: &[u8], store: &str, inline: bool) -> Result<Self, Error> {
         let store = userswap_stores::open(store, page_size())?;
-        let region = PagedRegion::builder(image.len() as u64, Arc::clone(&store)).build()?;
+        let builder = PagedRegion::builder(image.len() as u64, Arc::clone(&store));
+        let region = if inline { builder.inline() } else { builder }.build()?;
         Ok(Self { arena: Arena::in_region(region, image)?, store })
     }
 

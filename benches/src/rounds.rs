@@ -136,7 +136,9 @@ impl Entered {
         let mut mover = None;
         let role = match &entrant {
             None => Role::Kernel { image },
-            Some(Entrant { memory: Memory::Local, store }) => Role::Local { image, store: store.clone() },
+            Some(Entrant { memory: memory @ (Memory::Inline | Memory::Local), store }) => {
+                Role::Local { image, store: store.clone(), inline: *memory == Memory::Inline }
+            }
             Some(Entrant { memory: Memory::Client, store }) => {
                 let file = format!("userswap-bench-{}-{}.sock", std::process::id(), store.replace('/', "-"));
                 let socket = std::env::temp_dir().join(file);

@@ -26,6 +26,8 @@ pub(crate) enum Role {
         image: PathBuf,
         /// Where its pages go.
         store: String,
+        /// Whether faulting threads serve themselves.
+        inline: bool,
     },
     /// Memory that a daemon moves out.
     Client {
@@ -119,7 +121,9 @@ pub(crate) trait Subject {
 pub(crate) fn make(role: &Role) -> Result<Box<dyn Subject>, Error> {
     match role {
         Role::Kernel { image } => Ok(Box::new(Kernel::new(&read_pages(image)?)?)),
-        Role::Local { image, store } => Ok(Box::new(Local::new(&read_pages(image)?, store)?)),
+        Role::Local { image, store, inline } => {
+            Ok(Box::new(Local::new(&read_pages(image)?, store, *inline)?))
+        }
         Role::Client { image, socket } => Ok(Box::new(Cooperating::new(&read_pages(image)?, socket)?)),
         Role::Daemon { store, socket } => Ok(Box::new(Daemon::new(store, socket)?)),
         Role::Zram { .. } => Err(Error::Input("a zram device holds no memory to touch".into())),

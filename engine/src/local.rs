@@ -2,6 +2,19 @@
 
 mod reach;
 mod region;
+mod served;
+mod signalled;
 
 pub use reach::LocalReach;
-pub use region::{PagedRegion, PagedRegionBuilder, RegionError, RegionUsage};
+pub use region::{Expected, PagedRegion, PagedRegionBuilder, Pinned, RegionError, RegionUsage};
+
+/// What is where of a region, in pages.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    /// In memory.
+    pub(crate) resident: u64,
+    /// Out.
+    pub(crate) out: u64,
+    /// Of these, in slots.
+    pub(crate) standing: u64,
+}

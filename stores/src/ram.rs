@@ -47,8 +47,8 @@ use userswap_store::{
 
 use arena::{Arena, Slot};
 pub use codec::Codec;
-use codec::{Scratch, with_scratch};
 use densify::Sweep;
+use codec::{Scratch, decode_plainly, with_scratch};
 use dictionaries::Dictionaries;
 use dictionary::Dictionary;
 use index::{Cursor, EntryId, Index, Named, filled_handle, filled_is_of, named};
@@ -261,6 +261,24 @@ impl Ram {
         Ok(Fetch::Ready)
     }
 
+    /// As [`fetch_object`](Self::fetch_object), where it takes no scratch and the lock is to be had at once.
+    fn decode_object(&self, id: EntryId, key: PageKey, out: &mut [u8]) -> Option<Result<(), StoreError>> {
+        let not_found = StoreError::NotFound { key };
+        let shard = match self.index.try_read(id) {
+            Ok(shard) => shard?,
+            Err(_) => return Some(Err(not_found)),
+        };
+        let Some(slot) = shard.slot(id) else { return Some(Err(not_found)) };
+        let Some(object) = object::verified(self.pool.bytes(slot)) else {
+            return Some(Err(StoreError::Corrupt { key, what: "checksum" }));
+        };
+        if object.key != key {
+            return Some(Err(not_found));
+        }
+        let decoded = decode_plainly(object.form, object.payload, out)?;
+        Some(decoded.map_err(|what| StoreError::Corrupt { key, what }))
+    }
+
     fn free_one(&self, handle: Handle, undo: bool) {
         let freed = match named(handle) {
             Some(Named::Entry(id)) => self.free_object(id, undo),
@@ -341,6 +359,30 @@ impl Store for Ram {
             return Err(StoreError::Unsupported { what: "a buffer that isn't page_size long" });
         }
         with_scratch(|scratch| self.fetch_one(scratch, handle, key, out))
+    }
+
+    fn fetch_in_handler(
+        &self,
+        handle: Handle,
+        key: PageKey,
+        out: &mut [u8],
+    ) -> Option<Result<(), StoreError>> {
+        if out.len() != self.capabilities.page_size {
+            return Some(Err(StoreError::Unsupported { what: "a buffer that isn't page_size long" }));
+        }
+        let result = match named(handle) {
+            Some(Named::Entry(id)) => self.decode_object(id, key, out)?,
+            Some(Named::Filled { word, hash }) if filled_is_of(key, hash) => {
+                filled::fill(out, u64::from(word) << 32 | u64::from(word));
+                self.filled_fetches.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            Some(Named::Filled { .. }) | None => Err(StoreError::NotFound { key }),
+        };
+        if result.is_err() {
+            self.fetch_errors.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(result)
     }
 
     fn fetch_run(
@@ -563,6 +605,10 @@ impl Builder {
         capabilities.integrity = Integrity::Checksum;
         capabilities.detects_same_filled = true;
         capabilities.maintains = true;
+        #[cfg(feature = "ram-lz4")]
+        {
+            capabilities.fetches_in_handlers = self.codec == Codec::Lz4;
+        }
         let settings = match self.codec {
             #[cfg(feature = "ram-zstd")]
             Codec::Zstd { level } => self.dictionary.map(|size| dictionaries::Settings {

@@ -10,6 +10,7 @@ mod examples;
 mod forks;
 mod gate;
 mod handlers;
+mod inline;
 mod late;
 mod own;
 mod path;

@@ -9,7 +9,26 @@ use super::index::PageIndex;
 pub(super) struct Around {
     /// Most recently continued first.
     streams: [Stream; STREAMS],
+    /// What was said of ranges of pages, the latest first.
+    habits: [(u32, u32, Habit); HABITS],
+    /// The last window was that of a range of which something was said, and no stream's.
+    was_said: bool,
 }
+
+/// How a range is said to be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Habit {
+    /// Nothing was said: fault-around finds out.
+    #[default]
+    Unknown,
+    /// In order: all that may come along does, from the first fault on.
+    Sequential,
+    /// In no order: nothing comes along.
+    Random,
+}
+
+/// Ranges of which it is remembered.
+const HABITS: usize = 4;
 
 /// Streams followed in one region.
 const STREAMS: usize = 4;
@@ -30,7 +49,21 @@ impl Stream {
 }
 
 impl Around {
+    /// Remembers how the pages from `first` up to `end` are used, in place of what was said longest ago.
+    pub(super) fn expect(&mut self, first: u32, end: u32, habit: Habit) {
+        self.habits.rotate_right(1);
+        self.habits[0] = (first, end, habit);
+    }
+
     pub(super) fn window(&mut self, page: PageIndex, most: u32) -> u32 {
+        let said = self.habits.iter().find(|(first, end, _)| (*first..*end).contains(&page.0));
+        let said = said.map_or(Habit::Unknown, |(_, _, habit)| *habit);
+        self.was_said = said != Habit::Unknown;
+        match said {
+            Habit::Unknown => {}
+            Habit::Sequential => return most.max(1),
+            Habit::Random => return 1,
+        }
         let found = self.streams.iter().position(|stream| stream.is_continued_by(page));
         let at = found.unwrap_or(STREAMS - 1);
         let window = if found.is_some() { self.streams[at].window * 2 } else { 1 };
@@ -41,7 +74,9 @@ impl Around {
     }
 
     pub(super) fn ran_to(&mut self, end: u32) {
-        self.streams[0].next = end;
+        if !self.was_said {
+            self.streams[0].next = end;
+        }
     }
 }
 
@@ -60,6 +95,11 @@ mod tests {
                 *page += window;
                 around.ran_to(*page);
             }
+        }
+        around.expect(500, 600, Habit::Random);
+        around.expect(550, 560, Habit::Sequential);
+        for (page, window) in [(500, 1), (501, 1), (550, 32), (559, 32), (560, 1)] {
+            assert_eq!(around.window(PageIndex(page), 32), window);
         }
         for page in [90_000, 70_000, 50_000, 80_000, 60_000] {
             assert_eq!(around.window(PageIndex(page), 32), 1);

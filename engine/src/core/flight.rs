@@ -93,6 +93,11 @@ impl Flight {
         self.pages[at as usize].fate == Fate::Waiting
     }
 
+    /// Whether the page at `at` is in place.
+    pub fn has_landed(&self, at: u32) -> bool {
+        self.pages[at as usize].fate == Fate::Landed
+    }
+
     pub(super) fn board(&mut self, state: PageState, generation: Generation) {
         self.pages.push(Passenger { state, generation, fate: Fate::Waiting });
     }

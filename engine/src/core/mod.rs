@@ -12,6 +12,7 @@ mod page;
 mod shard;
 mod transition;
 
+pub use around::Habit;
 pub use flight::{Flight, Segment};
 pub use index::{Generation, PageIndex, RegionId, SlotId, SlotPage};
 pub use page::{Flags, PageState, PageTable};

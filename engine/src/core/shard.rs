@@ -1,6 +1,6 @@
 //! All that is known of one region, and every decision about it.
 
-use super::around::Around;
+use super::around::{Around, Habit};
 use super::flight::{Fate, Flight, Segment};
 use super::index::{Generation, PageIndex, RegionId, SlotId, SlotPage};
 use super::page::{Flags, PageState, PageTable};
@@ -257,6 +257,31 @@ impl Shard {
                 self.around.ran_to(page.0 + flight.len());
                 Decision::Load
             }
+        }
+    }
+
+    /// Remembers how `pages` pages from `first` on are used; what was said of four ranges is remembered.
+    pub fn expect(&mut self, first: PageIndex, pages: u32, habit: Habit) {
+        self.around.expect(first.0, first.0 + pages, habit);
+    }
+
+    /// After [`Decision::Zero`]: marks the pages after it, too, that were never touched, as many as fault-around says. The number, with it;
+    /// each is finished with [`zeroed`](Self::zeroed). For memory of which every touch is told: elsewhere untouched pages may be there.
+    pub fn zero_run(&mut self, page: PageIndex, most: u32) -> u32 {
+        let window = self.around.window(page, most).min(self.len() - page.0);
+        let untouched = |n: u32| self.pages.state(page.plus(n)) == PageState::Absent;
+        let pages = (1..window).find(|n| !untouched(*n)).unwrap_or(window);
+        for n in 1..pages {
+            self.set(page.plus(n), PageState::Zeroing);
+        }
+        self.around.ran_to(page.0 + pages);
+        pages
+    }
+
+    /// A page is there that nobody has touched since the region is looked after.
+    pub fn seen(&mut self, page: PageIndex) {
+        if self.pages.state(page) == PageState::Absent {
+            self.set(page, PageState::Resident);
         }
     }
 

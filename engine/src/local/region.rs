@@ -1,20 +1,17 @@
 //! A region of this process's memory that pages itself.
 
-use super::LocalReach;
-use crate::engine::{Engine, SpaceId};
-use crate::evict::{EvictError, Keep, MovedOut};
+use super::served::Served;
+use super::signalled::Signalled;
+use crate::core::Counts;
+use crate::engine::Engine;
+use crate::evict::{EvictError, MovedOut};
 use crate::memory::MemoryError;
-use crate::pacer::Pacer;
 use crate::space::Space;
-use crate::watched::Watched;
-use parking_lot::{Condvar, Mutex};
 use std::io;
+use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
 use userswap_store::Store;
-use userswap_uffd::own::madvise;
-use userswap_uffd::{Advice, Error, Features, Mapping, OpenMode, Protection, Span, Uffd, page_size};
+use userswap_uffd::{Error, Features, Span, page_size};
 
 /// Memory that may be larger than the machine has: what isn't used for a while lives in a store, and comes back when touched.
 ///
@@ -27,22 +24,52 @@ use userswap_uffd::{Advice, Error, Features, Mapping, OpenMode, Protection, Span
 /// # Ok(()) }
 /// ```
 ///
+/// # Two ways to serve a fault
+/// By default **handler threads** of an [`Engine`] do: a thread that touches a page that is out sleeps until one of them has put it in place.
+/// With [`inline`](PagedRegionBuilder::inline) the **faulting thread** does it itself, in its handler of SIGBUS, which costs no wake-ups and so
+/// half as much. What can be done with a region is the same. What differs:
+///
+/// | | handler threads | inline |
+/// |---|---|---|
+/// | a system call on a page that is out | waits, where [`serves_system_calls`](Self::serves_system_calls) | **fails with `EFAULT`**: [`pin`](Self::pin) the range first |
+/// | threads | one a CPU, for all regions of an engine | one a region, which mostly sleeps |
+/// | SIGBUS | as the program likes | ours first, then as it was; no thread may block it |
+/// | madvise, mremap, munmap on the range | as on any memory | never: [`advise`](Self::advise) |
+/// | privilege | for faults inside system calls | none |
+///
 /// # System calls
-/// Where the process may not take faults that happen inside the kernel (`vm.unprivileged_userfaultfd=0` and no privilege), a
-/// system call on a buffer that is out fails with `EFAULT`: [`bring_in`](Self::bring_in) the range first.
-/// [`serves_system_calls`](Self::serves_system_calls) tells.
+/// **A system call whose buffer is out fails with `EFAULT`** if the region is inline, or where the process may not take faults that happen
+/// inside the kernel (`vm.unprivileged_userfaultfd=0` and no privilege). `read(2)` into such a region, `write(2)` from it, anything that takes a
+/// pointer. [`serves_system_calls`](Self::serves_system_calls) tells; [`pin`](Self::pin) the range for the time of the call.
+/// Libraries make system calls, too: a standard library's file read straight into the region is one.
+///
+/// # Access from several threads
+/// A region is memory, and Rust's rules are those of any memory: [`as_slice`](Self::as_slice) for readers, [`as_mut_slice`](Self::as_mut_slice) for one
+/// writer, parts of it for several (`split_at_mut`), [`as_ptr`](Self::as_ptr) for whoever keeps order by other means. That pages leave and come
+/// back behind a reference is no concern of theirs: a page has the same bytes when it is back, a store to a page that is leaving happens when it
+/// is back, and no load sees anything that wasn't stored. Moving out, bringing in, pins and advice take `&self` and may be
+/// called by any thread while others read and write; only dropping contents takes `&mut self`, for it changes bytes.
 ///
 /// # Forking
 /// Forked children don't have the region mapped. Serving them from here can't be made safe: the C library's fork holds the
 /// allocator's locks until the kernel's event of it has been read, by a thread that may be waiting for just those locks.
 pub struct PagedRegion {
-    // Order matters: the engine lets go of the address space before the memory goes.
-    keeper: Option<Keeper>,
-    engine: Arc<Engine>,
-    id: SpaceId,
-    space: Arc<Space>,
-    mapping: Mapping,
-    whole: bool,
+    way: Way,
+}
+
+enum Way {
+    Served(Served),
+    Signalled(Signalled),
+}
+
+/// Calls the same method of either.
+macro_rules! either {
+    ($region:expr, $way:ident => $call:expr) => {
+        match &$region.way {
+            Way::Served($way) => $call,
+            Way::Signalled($way) => $call,
+        }
+    };
 }
 
 /// Why a region could not be made.
@@ -57,27 +84,41 @@ pub enum RegionError {
     /// The range could not be taken into care.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The kernel is too old for an inline region.
+    #[error("this kernel has no {0:?} of userfaultfd, which an inline region needs")]
+    Lacking(Features),
 }
 
 /// Settings of a [`PagedRegion`].
 pub struct PagedRegionBuilder {
-    bytes: u64,
-    store: Arc<dyn Store>,
-    engine: Option<Arc<Engine>>,
-    limit: Option<u64>,
-    staging: u64,
+    pub(super) bytes: u64,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) engine: Option<Arc<Engine>>,
+    pub(super) limit: Option<u64>,
+    pub(super) staging: u64,
+    pub(super) around: Option<u32>,
+    pub(super) frames: u64,
+    pub(super) inline: bool,
 }
 
 impl PagedRegionBuilder {
-    /// Keep at most about this many bytes of the region in memory: a thread looks a hundred times a second and moves out
-    /// what is over. Without a limit only [`PagedRegion::evict`] moves anything out.
+    /// Has the threads that fault serve their faults themselves. See [`PagedRegion`] for what that means for a program.
+    #[must_use]
+    pub fn inline(mut self) -> Self {
+        self.inline = true;
+        self
+    }
+
+    /// Keep at most about this many bytes of the region in memory. With handler threads another thread looks a hundred times a second and moves
+    /// out what is over. Inline, it is woken when there is too much, and who faults meanwhile waits for a moment. Without a limit only
+    /// [`PagedRegion::evict`] moves anything out.
     #[must_use]
     pub fn limit(mut self, bytes: u64) -> Self {
         self.limit = Some(bytes);
         self
     }
 
-    /// Use this engine's threads and store rather than ones of its own.
+    /// Use this engine's threads and store rather than ones of its own; inline, its store.
     #[must_use]
     pub fn engine(mut self, engine: Arc<Engine>) -> Self {
         self.engine = Some(engine);
@@ -91,49 +132,49 @@ impl PagedRegionBuilder {
         self
     }
 
+    /// Pages brought in with one fault at most, for a thread that goes through memory in order; 32 unless said otherwise, inline 64, which is the
+    /// most there. An [`engine`](Self::engine) that was given has a setting of its own.
+    #[must_use]
+    pub fn around(mut self, pages: u32) -> Self {
+        self.around = Some(pages.max(1));
+        self
+    }
+
+    /// Inline: bytes of memory that what moved out leaves behind for what comes in, which spares the kernel finding new memory for it; 2 MiB
+    /// unless said otherwise. Counts as memory of the process, not of the region.
+    #[must_use]
+    pub fn frames(mut self, bytes: u64) -> Self {
+        self.frames = bytes;
+        self
+    }
+
     /// Maps the memory.
     ///
     /// # Errors
     /// When the kernel refuses a userfaultfd, memory or threads.
     pub fn build(self) -> Result<PagedRegion, RegionError> {
-        let wanted = Features::EVENT_REMAP
-            | Features::EVENT_REMOVE
-            | Features::EVENT_UNMAP
-            | Features::THREAD_ID
-            | Features::MOVE
-            | Features::POISON;
-        let (uffd, whole) = open(wanted)?;
-        let page = page_size() as u64;
-        let mapping = Mapping::new(self.bytes.next_multiple_of(page), Protection::READ_WRITE)?;
-        // Else a child would read zeros from what is out.
-        // SAFETY: needed because a child won't have the range; it is new, and the documentation says so.
-        unsafe { madvise(mapping.span(), Advice::DontFork)? };
-        let engine = match self.engine {
-            Some(engine) => engine,
-            None => Arc::new(Engine::builder(self.store).build()?),
+        let way = if self.inline {
+            Way::Signalled(Signalled::build(self)?)
+        } else {
+            Way::Served(Served::build(self)?)
         };
-        let reach = LocalReach::new(self.staging.next_multiple_of(page))?;
-        let (id, space) = engine.adopt(Arc::new(Watched::new(uffd, reach)?))?;
-        space.manage(mapping.span())?;
-        let keeper = match self.limit {
-            Some(limit) => Some(Keeper::start(Arc::clone(&space), limit / page)?),
-            None => None,
-        };
-        Ok(PagedRegion { keeper, engine, id, space, mapping, whole })
+        Ok(PagedRegion { way })
     }
-}
-
-/// The most this process is allowed: with faults inside system calls, or without. Says whether those are served.
-fn open(wanted: Features) -> Result<(Uffd, bool), Error> {
-    Uffd::open(wanted, OpenMode::Auto)
-        .map(|uffd| (uffd, true))
-        .or_else(|_| Ok((Uffd::open(wanted, OpenMode::UserModeOnly)?, false)))
 }
 
 impl PagedRegion {
     /// A region of `bytes` (rounded up to pages) whose cold pages go to `store`.
     pub fn builder(bytes: u64, store: Arc<dyn Store>) -> PagedRegionBuilder {
-        PagedRegionBuilder { bytes, store, engine: None, limit: None, staging: 16 << 20 }
+        PagedRegionBuilder {
+            bytes,
+            store,
+            engine: None,
+            limit: None,
+            staging: 16 << 20,
+            around: None,
+            frames: 2 << 20,
+            inline: false,
+        }
     }
 
     /// Its bytes.
@@ -141,24 +182,24 @@ impl PagedRegion {
         // SAFETY: needed because the memory isn't Rust's. The mapping is readable, zeroed at first, and lives as long as `self`.
         // Pages leave and come back behind the reference, but with the bytes they had: no load through it ever sees a change
         // that wasn't stored through a reference. A page that is lost is a SIGBUS, not another value.
-        unsafe { std::slice::from_raw_parts(self.mapping.as_ptr().as_ptr(), self.len()) }
+        unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len()) }
     }
 
     /// Its bytes, to be written.
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         // SAFETY: as above, and `&mut self` makes this the only reference. A store to a page that is leaving waits until it is
         // back; the engine reads a page's bytes only after it has left this range.
-        unsafe { std::slice::from_raw_parts_mut(self.mapping.as_ptr().as_ptr(), self.len()) }
+        unsafe { std::slice::from_raw_parts_mut(self.as_ptr(), self.len()) }
     }
 
     /// Where it starts, for access shared between threads by means of the caller's own.
     pub fn as_ptr(&self) -> *mut u8 {
-        self.mapping.as_ptr().as_ptr()
+        either!(self, way => way.as_ptr())
     }
 
     /// Its length in bytes.
     pub fn len(&self) -> usize {
-        self.mapping.span().bytes()
+        self.range().bytes()
     }
 
     /// Whether it has no bytes; never true.
@@ -166,51 +207,126 @@ impl PagedRegion {
         self.len() == 0
     }
 
-    /// Whether system calls on moved-out parts wait for them, rather than fail with `EFAULT`.
-    pub fn serves_system_calls(&self) -> bool {
-        self.whole
+    /// Whether the threads that fault serve their faults themselves.
+    pub fn is_inline(&self) -> bool {
+        matches!(self.way, Way::Signalled(_))
     }
 
-    /// Moves out what is resident of a range of bytes (whole pages of it).
+    /// Whether system calls on moved-out parts wait for them, rather than fail with `EFAULT`.
+    pub fn serves_system_calls(&self) -> bool {
+        match &self.way {
+            Way::Served(way) => way.serves_system_calls(),
+            Way::Signalled(_) => false,
+        }
+    }
+
+    /// Moves out what is resident of a range of bytes (whole pages of it), pinned parts aside.
     ///
     /// # Errors
     /// When it had to stop early; nothing is lost.
-    pub fn evict(&self, range: impl std::ops::RangeBounds<usize>) -> Result<MovedOut, EvictError> {
+    pub fn evict(&self, range: impl RangeBounds<usize>) -> Result<MovedOut, EvictError> {
         match self.span(range) {
-            Some(span) => self.space.move_out(span, u64::MAX, Keep::Stored),
+            Some(span) => either!(self, way => way.evict(span)),
             None => Ok(MovedOut::default()),
         }
     }
 
-    /// Brings a range of bytes back. Returns how many pages came.
+    /// Brings a range of bytes back. Returns how many pages came. Under a limit they may leave again at any time: [`pin`](Self::pin) them for a
+    /// system call.
     ///
     /// # Errors
-    /// When the region is being given up.
-    pub fn bring_in(&self, range: impl std::ops::RangeBounds<usize>) -> Result<u64, MemoryError> {
+    /// When pages of it are lost, or the region is being given up.
+    pub fn bring_in(&self, range: impl RangeBounds<usize>) -> Result<u64, MemoryError> {
         match self.span(range) {
-            Some(span) => self.space.bring_back(span, 64),
+            Some(span) => either!(self, way => way.bring_in(span)),
             None => Ok(0),
+        }
+    }
+
+    /// Brings a range of bytes back and keeps it in memory until the pin is dropped: for system calls, and for whatever must not fault.
+    ///
+    /// Pages that were never touched are not in memory yet; inline, their first touch by a system call fails as well, so they are filled with zeros now.
+    /// With handler threads a limit may move pinned pages out all the same: what touches them waits.
+    ///
+    /// # Errors
+    /// As [`bring_in`](Self::bring_in).
+    pub fn pin(&self, range: impl RangeBounds<usize>) -> Result<Pinned<'_>, MemoryError> {
+        let span = self.span(range);
+        if let Some(span) = span {
+            either!(self, way => way.pin(span));
+        }
+        let pinned = Pinned { region: self, span };
+        if let Some(span) = span {
+            either!(self, way => way.bring_in(span))?;
+            if let Way::Signalled(way) = &self.way {
+                way.fill(span)?;
+            }
+        }
+        Ok(pinned)
+    }
+
+    /// Says how a range of bytes will be used.
+    ///
+    /// # Errors
+    /// [`Expected::WillNeed`]: as [`bring_in`](Self::bring_in).
+    pub fn advise(&self, range: impl RangeBounds<usize>, expected: Expected) -> Result<(), MemoryError> {
+        match self.span(range) {
+            Some(span) => either!(self, way => way.expect(span, expected)),
+            None => Ok(()),
+        }
+    }
+
+    /// Forgets the contents of a range of bytes (whole pages of it): it reads as zeros, and takes no memory anywhere.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn discard(&mut self, range: impl RangeBounds<usize>) -> Result<(), MemoryError> {
+        match self.span(range) {
+            Some(span) => either!(self, way => way.discard(span)),
+            None => Ok(()),
         }
     }
 
     /// What is where.
     pub fn usage(&self) -> RegionUsage {
-        let usage = self.space.usage();
+        let usage = either!(self, way => way.usage());
         let page = page_size() as u64;
         RegionUsage {
-            resident_bytes: Pacer::resident(&self.space).unwrap_or(0) * page,
+            resident_bytes: usage.resident * page,
             out_bytes: usage.out * page,
-            standby_bytes: usage.standby * page,
+            standby_bytes: usage.standing * page,
         }
     }
 
-    /// The address space as the engine knows it.
-    pub fn space(&self) -> &Arc<Space> {
-        &self.space
+    /// How often each transition of a page's state was taken.
+    pub fn counts(&self) -> &Counts {
+        match &self.way {
+            Way::Served(way) => way.space().counts(),
+            Way::Signalled(way) => way.region().counts(),
+        }
     }
 
-    fn span(&self, range: impl std::ops::RangeBounds<usize>) -> Option<Span> {
-        use std::ops::Bound;
+    /// Fetches that failed, and pages that are lost for it.
+    pub fn troubles(&self) -> (u64, u64) {
+        match &self.way {
+            Way::Served(way) => way.space().troubles(),
+            Way::Signalled(way) => way.region().troubles(),
+        }
+    }
+
+    /// The address space as the engine knows it, if handler threads serve it.
+    pub fn space(&self) -> Option<&Arc<Space>> {
+        match &self.way {
+            Way::Served(way) => Some(way.space()),
+            Way::Signalled(_) => None,
+        }
+    }
+
+    fn range(&self) -> Span {
+        either!(self, way => way.span())
+    }
+
+    fn span(&self, range: impl RangeBounds<usize>) -> Option<Span> {
         let page = page_size();
         let from = match range.start_bound() {
             Bound::Included(&at) => at,
@@ -223,17 +339,37 @@ impl PagedRegion {
             Bound::Unbounded => self.len(),
         };
         let (from, to) = (from / page * page, to.min(self.len()).next_multiple_of(page));
-        let base = self.mapping.span().start();
+        let base = self.range().start();
         (from < to).then(|| Span::between(base + from as u64, base + to as u64).ok()).flatten()
     }
 }
 
-impl Drop for PagedRegion {
+/// How a range will be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Expected {
+    /// Nothing is known: fault-around finds out.
+    Unknown,
+    /// In order, from low addresses to high ones.
+    Sequential,
+    /// In no order.
+    Random,
+    /// Soon: it is brought in now.
+    WillNeed,
+}
+
+/// Keeps a range of a region in memory until it is dropped.
+#[must_use = "the range may leave again when this is dropped"]
+pub struct Pinned<'a> {
+    region: &'a PagedRegion,
+    span: Option<Span>,
+}
+
+impl Drop for Pinned<'_> {
     fn drop(&mut self) {
-        self.keeper = None;
-        // Else unmapping it would wait for somebody to read of it, and whoever still holds the space doesn't.
-        let _ = self.space.memory().unregister(self.mapping.span());
-        self.engine.forget(self.id);
+        if let Some(span) = self.span {
+            either!(self.region, way => way.unpin(span));
+        }
     }
 }
 
@@ -246,45 +382,4 @@ pub struct RegionUsage {
     pub out_bytes: u64,
     /// Of these, still uncompressed in slots.
     pub standby_bytes: u64,
-}
-
-/// The thread that holds a region under its limit.
-struct Keeper {
-    stop: Arc<(Mutex<bool>, Condvar)>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Keeper {
-    const TICK: Duration = Duration::from_millis(10);
-
-    fn start(space: Arc<Space>, limit: u64) -> io::Result<Self> {
-        let stop = Arc::new((Mutex::new(false), Condvar::new()));
-        let stopped = Arc::clone(&stop);
-        let thread = std::thread::Builder::new().name("userswap-keeper".into()).spawn(move || {
-            let mut pacer = Pacer::new();
-            let (stop, changed) = &*stopped;
-            let mut stop = stop.lock();
-            while !*stop {
-                parking_lot::MutexGuard::unlocked(&mut stop, || {
-                    if let Err(error) = pacer.hold(&space, limit, Keep::Stored) {
-                        tracing::warn!(%error, "holding a region under its limit");
-                    }
-                });
-                if !*stop {
-                    changed.wait_for(&mut stop, Self::TICK);
-                }
-            }
-        })?;
-        Ok(Self { stop, thread: Some(thread) })
-    }
-}
-
-impl Drop for Keeper {
-    fn drop(&mut self) {
-        *self.stop.0.lock() = true;
-        self.stop.1.notify_all();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
 }

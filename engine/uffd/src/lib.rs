@@ -5,7 +5,7 @@
 //! and so on). The kernel's answers to those are [`Outcome`]s: how far it came and, as a word, why no further.
 //!
 //! Beside it, what such a program needs: its [own](mod@own) mappings, another [`Process`]'s memory, the [`pagemap`], the [`maps`],
-//! [`cpu`] placement, [`futex`]es in shared memory, and a [`probe`](mod@probe) that tells what this machine lacks and what would mend that.
+//! [`cpu`] placement, [`futex`]es in shared memory, faults as [signals](sigbus), and a [`probe`](mod@probe) that tells what this machine lacks and what would mend that.
 //!
 //! ```
 //! use userswap_uffd::{CopyMode, Features, Mapping, OpenMode, Protection, RegisterMode, Stop, Uffd, page_size};
@@ -43,6 +43,7 @@ pub mod cpu;
 mod error;
 mod features;
 pub mod futex;
+mod lock;
 pub mod maps;
 mod message;
 mod movable;
@@ -52,11 +53,13 @@ pub mod own;
 pub mod pagemap;
 pub mod probe;
 pub mod process;
+pub mod sigbus;
 pub mod span;
 mod uffd;
 
 pub use error::Error;
 pub use features::{Features, RangeIoctls, RegisterMode};
+pub use lock::{Bell, Blocked, Held, SignalLock};
 pub use maps::Vma;
 pub use message::{DecodeError, Event, Fault, Message, RawMessage};
 pub use movable::{Movable, MoveLimits};

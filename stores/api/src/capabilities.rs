@@ -32,6 +32,8 @@ pub struct Capabilities {
     pub groups_pages: bool,
     /// `maintain` does something.
     pub maintains: bool,
+    /// Most pages can be had by [`fetch_in_handler`](crate::Store::fetch_in_handler).
+    pub fetches_in_handlers: bool,
 }
 
 impl Capabilities {
@@ -50,6 +52,7 @@ impl Capabilities {
             deduplicates: false,
             groups_pages: false,
             maintains: false,
+            fetches_in_handlers: false,
         }
     }
 }

@@ -93,6 +93,24 @@ pub trait Store: Send + Sync + 'static {
         Ok(())
     }
 
+    /// As [`fetch`](Store::fetch), for a caller in a signal handler on a thread that was stopped anywhere: `None` if this store, or just now,
+    /// can't, and the page is to be asked for elsewhere by `fetch`.
+    ///
+    /// It never waits, allocates nothing, and uses nothing of the thread's that would have to be made first. Locks are tried, not waited for,
+    /// and letting go of one wakes nobody.
+    ///
+    /// # Errors
+    /// As `fetch`; nothing will be completed.
+    fn fetch_in_handler(
+        &self,
+        handle: Handle,
+        key: PageKey,
+        out: &mut [u8],
+    ) -> Option<Result<(), StoreError>> {
+        let _ = (handle, key, out);
+        None
+    }
+
     /// Forgets the pages `handles` name. Never blocks, can't fail.
     ///
     /// The caller frees each handle exactly once, and not while a fetch of it that this caller began is outstanding. A store stays

@@ -203,18 +203,10 @@ impl Scratch {
 
     /// Decompresses into `page`, which is filled exactly; otherwise says what is wrong.
     pub(crate) fn decode(&mut self, form: Form, payload: &[u8], page: &mut [u8]) -> Result<(), &'static str> {
-        let decoded = match form {
-            Form::Raw if payload.len() == page.len() => {
-                page.copy_from_slice(payload);
-                Some(payload.len())
-            }
-            Form::Filled => {
-                let word = u64::from_le_bytes(payload.try_into().map_err(|_| "length of a repeated word")?);
-                super::filled::fill(page, word);
-                Some(page.len())
-            }
-            #[cfg(feature = "ram-lz4")]
-            Form::Lz4 => lz4_flex::block::decompress_into(payload, page).ok(),
+        if let Some(decoded) = decode_plainly(form, payload, page) {
+            return decoded;
+        }
+        let decoded: Option<usize> = match form {
             #[cfg(feature = "ram-zstd")]
             Form::Zstd | Form::DenseZstd => {
                 if self.decompressor.is_none() {
@@ -226,11 +218,40 @@ impl Scratch {
             }
             _ => None,
         };
-        match decoded {
-            Some(len) if len == page.len() => Ok(()),
-            Some(_) => Err("decompressed length"),
-            None => Err("compressed data"),
-        }
+        filled_exactly(decoded, page)
+    }
+}
+
+/// [`Scratch::decode`] for the forms that take nothing but the two slices; `None` for the others.
+pub(crate) fn decode_plainly(
+    form: Form,
+    payload: &[u8],
+    page: &mut [u8],
+) -> Option<Result<(), &'static str>> {
+    let decoded = match form {
+        Form::Raw => (payload.len() == page.len()).then(|| {
+            page.copy_from_slice(payload);
+            payload.len()
+        }),
+        Form::Filled => match payload.try_into() {
+            Ok(word) => {
+                super::filled::fill(page, u64::from_le_bytes(word));
+                Some(page.len())
+            }
+            Err(_) => return Some(Err("length of a repeated word")),
+        },
+        #[cfg(feature = "ram-lz4")]
+        Form::Lz4 => lz4_flex::block::decompress_into(payload, page).ok(),
+        _ => return None,
+    };
+    Some(filled_exactly(decoded, page))
+}
+
+fn filled_exactly(decoded: Option<usize>, page: &[u8]) -> Result<(), &'static str> {
+    match decoded {
+        Some(len) if len == page.len() => Ok(()),
+        Some(_) => Err("decompressed length"),
+        None => Err("compressed data"),
     }
 }
 

@@ -12,6 +12,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crossbeam::utils::CachePadded;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -123,7 +124,7 @@ impl Index {
         held: &Held,
     ) -> Result<Handle, (Slot, NoRoom)> {
         let shard_number = hash(key) as usize % SHARDS;
-        let mut shard = self.shards[shard_number].shard.write();
+        let mut shard = self.shards[shard_number].write();
         let handle = shard.insert(shard_number, slot, form, len, held)?;
         if let Some(dictionary) = dictionary {
             shard.keep(dictionary);
@@ -148,14 +149,24 @@ impl Index {
         Some(cell.shard.read())
     }
 
+    /// The shard an entry is in, for reading, if nobody writes to it. Counts a fetch. `Err`: there is no such shard.
+    pub(crate) fn try_read(&self, id: EntryId) -> Result<Option<RwLockReadGuard<'_, Shard>>, ()> {
+        let cell = self.shards.get(id.shard).ok_or(())?;
+        let shard = cell.shard.try_read();
+        if shard.is_some() {
+            cell.fetches.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(shard)
+    }
+
     /// The shard an entry is in, for writing.
     pub(crate) fn write(&self, id: EntryId) -> Option<RwLockWriteGuard<'_, Shard>> {
-        Some(self.shards.get(id.shard)?.shard.write())
+        Some(self.shards.get(id.shard)?.write())
     }
 
     /// The shard a cursor is in, for background work. `None` past the end.
     pub(crate) fn at(&self, cursor: Cursor) -> Option<RwLockWriteGuard<'_, Shard>> {
-        Some(self.shards.get(cursor.shard)?.shard.write())
+        Some(self.shards.get(cursor.shard)?.write())
     }
 
     /// The sums over all shards.
@@ -177,12 +188,31 @@ impl Index {
     /// Lets go of chunks without entries.
     pub(crate) fn trim(&self, held: &Held) {
         for cell in &self.shards {
-            let mut shard = cell.shard.write();
+            let mut shard = cell.write();
             for chunk in &mut shard.chunks {
                 if chunk.as_ref().is_some_and(|chunk| chunk.used == [0; ENTRIES / 64]) {
                     *chunk = None;
                     held.release(size_of::<Chunk>() as u64);
                 }
+            }
+        }
+    }
+}
+
+impl Cell {
+    /// For writing. It isn't queued for: then a reader's letting go wakes nobody, which a signal handler mustn't.
+    fn write(&self) -> RwLockWriteGuard<'_, Shard> {
+        let mut tries = 0u32;
+        loop {
+            if let Some(shard) = self.shard.try_write() {
+                return shard;
+            }
+            tries += 1;
+            if tries < 100 {
+                std::hint::spin_loop();
+            } else {
+                // Its holder may be of a class that only gets the CPU if nobody else wants it.
+                std::thread::sleep(Duration::from_micros(20));
             }
         }
     }

@@ -1,0 +1,62 @@
+//! The thread that does what handlers can't: it asks stores that have to be waited for, and frees objects.
+
+use super::Inline;
+use super::serve::Means;
+use super::state::{FREED, WANTED};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use userswap_uffd::Blocked;
+
+/// The helper of one region. Sleeps while there is nothing to do. Joined when dropped.
+pub(crate) struct Helper {
+    region: Arc<Inline>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Helper {
+    pub(crate) fn start(region: &Arc<Inline>) -> io::Result<Self> {
+        let region = Arc::clone(region);
+        let helped = Arc::clone(&region);
+        let thread =
+            std::thread::Builder::new().name("userswap-inline".into()).spawn(move || help(&helped))?;
+        Ok(Self { region, thread: Some(thread) })
+    }
+}
+
+fn help(region: &Inline) {
+    // For good: this thread runs no signal handlers of the program's.
+    let blocked = Blocked::now();
+    let mut wanted = Vec::with_capacity(WANTED);
+    let mut freed = Vec::with_capacity(FREED);
+    loop {
+        let seen = region.errands.now();
+        if region.is_ending() {
+            return;
+        }
+        {
+            let mut state = region.state.lock(&blocked);
+            wanted.extend_from_slice(&state.wanted);
+            state.wanted.clear();
+        }
+        // First: without room for what becomes free nothing can be served.
+        if region.state.lock(&blocked).freed.len() >= FREED / 8 {
+            region.free_what_came_back(&blocked, &mut freed);
+        }
+        for page in wanted.drain(..) {
+            region.serve(page, false, Means::Thread, &blocked);
+        }
+        region.errands.wait(seen, None);
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        self.region.ending.store(true, Ordering::Release);
+        self.region.errands.ring();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
