@@ -8,6 +8,7 @@ use crate::stats::Pass;
 use std::sync::Barrier;
 use std::time::Instant;
 use userswap_engine::PagedRegion;
+use userswap_engine::core::Transition;
 use userswap_uffd::own::madvise;
 use userswap_uffd::pagemap::Pagemap;
 use userswap_uffd::{Advice, Mapping, Protection, Span, cpu, page_size};
@@ -118,6 +119,7 @@ impl Arena {
     pub(crate) fn pass(&self, orders: &[Vec<u32>], pin: bool) -> Result<Pass, Error> {
         let cpus = cpu::allowed(None)?;
         let start = Barrier::new(orders.len());
+        let before = self.served_by_itself();
         let threads: Vec<Result<Timed, Error>> = std::thread::scope(|scope| {
             let running: Vec<_> = orders
                 .iter()
@@ -133,9 +135,19 @@ impl Arena {
         let first = threads.iter().map(|timed| timed.began).min();
         let last = threads.iter().map(|timed| timed.ended).max();
         let wall = first.zip(last).map_or(0.0, |(first, last)| (last - first).as_secs_f64() * 1e9);
-        let faults = threads.iter().map(|timed| timed.faults).sum();
+        // The kernel doesn't count a fault that ends with a signal.
+        let served = self.served_by_itself().zip(before).map(|(after, before)| after.saturating_sub(before));
+        let counted = threads.iter().map(|timed| timed.faults).sum();
+        let faults = served.and_then(|served| usize::try_from(served).ok()).unwrap_or(counted);
         let touches: Vec<_> = threads.into_iter().map(|timed| timed.touches).collect();
         Ok(Pass::new(&touches, faults, wall))
+    }
+
+    /// Faults that an inline region has served, if this is one.
+    fn served_by_itself(&self) -> Option<u64> {
+        let region = self.region().filter(|region| region.is_inline())?;
+        let counted = [Transition::Fetch, Transition::Recall, Transition::FirstTouch];
+        Some(counted.into_iter().map(|transition| region.counts().get(transition)).sum())
     }
 
     fn touch_all(&self, order: &[u32], start: &Barrier, on: Option<usize>) -> Result<Timed, Error> {

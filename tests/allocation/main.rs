@@ -6,8 +6,11 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use userswap_engine::PagedRegion;
 use userswap_tests::own::Own;
+use userswap_tests::pages::Pages;
 use userswap_tests::watch::Watchdog;
+use userswap_uffd::Span;
 
 /// The system's, and it counts what fault handlers take.
 struct Counting;
@@ -21,6 +24,8 @@ static BY_HANDLERS: AtomicU64 = AtomicU64::new(0);
 thread_local! {
     /// What is known of this thread: nothing yet, that it is a handler, that it isn't.
     static KIND: Cell<u8> = const { Cell::new(0) };
+    /// What it has taken.
+    static BY_THIS: Cell<u64> = const { Cell::new(0) };
 }
 
 // SAFETY: needed to count. Every call is the system allocator's, with the same arguments.
@@ -44,6 +49,7 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 fn count() {
+    let _ = BY_THIS.try_with(|count| count.set(count.get() + 1));
     if COUNTING.load(Ordering::Relaxed) && is_handler() {
         BY_HANDLERS.fetch_add(1, Ordering::Relaxed);
     }
@@ -61,6 +67,43 @@ fn is_handler() -> bool {
         kind.get() == 1
     })
     .unwrap_or(false)
+}
+
+/// Everything that this thread takes counts, whoever took it: between the two there is nothing but touches.
+#[test]
+fn a_fault_served_in_its_own_thread_allocates_nothing() {
+    let _watch = Watchdog::new("a_fault_served_in_its_own_thread_allocates_nothing");
+    let store = userswap_stores::open("ram:lz4", 4096).unwrap();
+    let built = PagedRegion::builder(512 * 4096, store).inline().build();
+    let region = match built {
+        Ok(region) => region,
+        Err(error) => {
+            println!("SKIPPED a_fault_served_in_its_own_thread_allocates_nothing: {error}");
+            return;
+        }
+    };
+    let span = Span::new(region.as_ptr().expose_provenance() as u64, region.len() as u64).unwrap();
+    // SAFETY: read-write memory that lives as long as the region, of which nobody makes a slice.
+    let pages = unsafe { Pages::new(span) };
+    pages.fill_all(|page| page + 1);
+    for round in 0..3 {
+        region.evict(..).unwrap();
+        // A thread that never faulted before.
+        let taken = std::thread::scope(|scope| {
+            let touching = scope.spawn(|| {
+                let before = BY_THIS.get();
+                for page in 0..128 {
+                    assert_eq!(pages.peek(511 - page * 2), 512 - page * 2);
+                }
+                for page in 0..512 {
+                    assert_eq!(pages.peek(page), page + 1);
+                }
+                BY_THIS.get() - before
+            });
+            touching.join().unwrap()
+        });
+        assert_eq!(taken, 0, "round {round}");
+    }
 }
 
 #[test]

@@ -1,42 +1,299 @@
-//! Inline regions: faults served in the faulting thread.
+//! Inline regions: what is theirs alone. What they have in common with others is tested with those, in `region`.
 
+use crate::child;
+use crate::path::Tracer;
+use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
-use userswap_engine::PagedRegion;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{TryRecvError, channel};
+use userswap_engine::core::Transition;
+use userswap_engine::{Expected, PagedRegion};
+use userswap_store::{PageKey, Store};
+use userswap_tests::pages::Pages;
 use userswap_tests::plain::PlainStore;
+use userswap_tests::random::Random;
+use userswap_tests::script::{Answer, ScriptedStore};
+use userswap_tests::watch::{Watchdog, rounds, until};
+use userswap_uffd::Span;
 
-const MIB: usize = 1 << 20;
+const PAGES: u64 = 256;
 
-fn fill(bytes: &mut [u8]) {
-    for (index, word) in bytes.chunks_exact_mut(8).enumerate() {
-        word.copy_from_slice(&(index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
-    }
+/// A region, or what says that this kernel has none.
+fn build(name: &str, store: Arc<dyn Store>) -> Option<PagedRegion> {
+    let built = PagedRegion::builder(PAGES * 4096, store).inline().build();
+    built.inspect_err(|error| println!("SKIPPED {name}: {error}")).ok()
 }
 
-fn check(bytes: &[u8]) {
-    for (index, word) in bytes.chunks_exact(8).enumerate() {
-        let expected = (index as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        assert_eq!(u64::from_le_bytes(word.try_into().unwrap()), expected, "word {index}");
+/// The pages of a region, for whoever keeps order by other means.
+fn pages_of(region: &PagedRegion) -> Pages {
+    let span = Span::new(region.as_ptr().expose_provenance() as u64, region.len() as u64).unwrap();
+    // SAFETY: read-write memory that lives as long as the region; the tests hold no slice of it meanwhile.
+    unsafe { Pages::new(span) }
+}
+
+/// Some pages are had in the handler, some by the helper, at once or late, and several threads want them all.
+#[test]
+fn pages_come_from_stores_that_have_to_be_waited_for() {
+    let name = "pages_come_from_stores_that_have_to_be_waited_for";
+    let _watch = Watchdog::new(name);
+    let store = ScriptedStore::new(|key: PageKey| match key.page % 3 {
+        0 => Answer::Ready,
+        _ => Answer::Late(None),
+    });
+    let store = Arc::new(store.late(5));
+    let Some(region) = build(name, Arc::clone(&store) as _) else { return };
+    let pages = pages_of(&region);
+    pages.fill_all(|page| page + 1);
+    for round in 0..rounds(10, 200) {
+        region.evict(..).unwrap();
+        std::thread::scope(|scope| {
+            for seed in 0..4 {
+                scope.spawn(move || {
+                    let mut random = Random::new(round << 8 | seed);
+                    for _ in 0..PAGES {
+                        let page = random.below(PAGES);
+                        assert_eq!(pages.read(page), Ok(page + 1), "round {round}");
+                    }
+                });
+            }
+        });
+    }
+    assert_eq!(region.troubles(), (0, 0));
+    drop(region);
+    until("nothing is left in the store", || store.plain().is_empty());
+    assert_eq!(store.plain().freed_twice(), 0);
+}
+
+#[test]
+fn a_system_call_on_a_page_that_is_out_fails_unless_it_is_pinned() {
+    let name = "a_system_call_on_a_page_that_is_out_fails_unless_it_is_pinned";
+    let _watch = Watchdog::new(name);
+    let store = Arc::new(PlainStore::default());
+    let Some(region) = build(name, Arc::clone(&store) as _) else { return };
+    let pages = pages_of(&region);
+    pages.fill_all(|page| page + 1);
+    assert!(!region.serves_system_calls());
+    region.evict(..).unwrap();
+    assert_eq!(system_call_on(pages.address(9)), libc::EFAULT);
+    let pinned = region.pin(9 * 4096..11 * 4096).unwrap();
+    assert_eq!(region.evict(..).unwrap().moved, 0);
+    assert_eq!([9, 10].map(|page| system_call_on(pages.address(page))), [0, 0]);
+    assert_eq!(system_call_on(pages.address(11)), libc::EFAULT);
+    drop(pinned);
+    assert_eq!(region.evict(..).unwrap().moved, 2);
+    pages.assert_all(|page| page + 1);
+}
+
+/// What a write of one byte at `addr` to a pipe answers: 0, or the error number.
+fn system_call_on(addr: u64) -> i32 {
+    let mut pipe = [0; 2];
+    // SAFETY: needed because the kernel is to look at memory that may not be there: it says so and doesn't fault.
+    unsafe {
+        assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
+        let answer = libc::write(pipe[1], std::ptr::with_exposed_provenance(addr as usize), 1);
+        let error = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
+        libc::close(pipe[0]);
+        libc::close(pipe[1]);
+        if answer == 1 { 0 } else { error }
     }
 }
 
 #[test]
-fn smoke() {
+fn what_was_never_touched_can_be_pinned_too() {
+    let name = "what_was_never_touched_can_be_pinned_too";
     let store = Arc::new(PlainStore::default());
-    let mut region = PagedRegion::builder(8 * MIB as u64, Arc::clone(&store) as _).inline().build().unwrap();
-    fill(region.as_mut_slice());
-    let moved = region.evict(..).unwrap();
-    assert_eq!((moved.moved, moved.stored, moved.pinned), (2048, 2048, 0));
-    check(region.as_slice());
+    let Some(region) = build(name, Arc::clone(&store) as _) else { return };
+    let pages = pages_of(&region);
+    let before = region.pin(..4096).unwrap();
+    assert_eq!(system_call_on(pages.address(0)), 0);
+    pages.fill(1, 1);
+    assert_eq!(region.evict(..).unwrap().moved, 1);
+    assert_eq!(system_call_on(pages.address(0)), 0);
+    assert_eq!(system_call_on(pages.address(7)), libc::EFAULT);
+    let after = region.pin(7 * 4096..8 * 4096).unwrap();
+    assert_eq!(system_call_on(pages.address(7)), 0);
+    drop((before, after));
+}
+
+/// Contents that are given up never come back, wherever they were: in memory, in a slot on the way out, in the store.
+#[test]
+fn what_was_discarded_reads_as_zeros() {
+    let name = "what_was_discarded_reads_as_zeros";
+    let _watch = Watchdog::new(name);
+    let store = Arc::new(PlainStore::default());
+    let Some(mut region) = build(name, Arc::clone(&store) as _) else { return };
+    let pages = pages_of(&region);
+    let mut random = Random::new(1);
+    for round in 1..rounds(30, 1000) {
+        pages.fill_all(|page| page + round);
+        let kept = random.below(PAGES);
+        region.evict(random.below(PAGES) as usize * 4096..).unwrap();
+        let before = region.usage();
+        region.discard(kept as usize * 4096..).unwrap();
+        let after = region.usage();
+        assert!(after.resident_bytes + after.out_bytes <= kept * 4096, "{before:?} {after:?}");
+        for page in 0..PAGES {
+            let held = if page < kept { page + round } else { 0 };
+            assert_eq!(pages.read(page), Ok(held), "page {page} of {kept}, round {round}");
+        }
+    }
     drop(region);
     assert_eq!((store.len(), store.freed_twice()), (0, 0));
-    let store = userswap_stores::open("ram:lz4", 4096).unwrap();
-    let mut region = PagedRegion::builder(8 * MIB as u64, Arc::clone(&store) as _).inline().build().unwrap();
-    fill(region.as_mut_slice());
+}
+
+/// Zeros are put there by the run for who goes through fresh memory in order, and one by one for who doesn't.
+#[test]
+fn fresh_memory_comes_in_runs() {
+    let name = "fresh_memory_comes_in_runs";
+    let store = Arc::new(PlainStore::default());
+    let Some(region) = build(name, Arc::clone(&store) as _) else { return };
+    let pages = pages_of(&region);
+    pages.fill(0, 7);
     region.evict(..).unwrap();
-    check(region.as_slice());
+    for page in 1..PAGES {
+        assert_eq!(pages.read(page), Ok(0));
+    }
+    let touches = region.counts().get(Transition::FirstTouch);
+    assert!(touches < 16, "{touches} faults for {PAGES} pages");
+    assert_eq!(pages.read(0), Ok(7));
+}
+
+#[test]
+fn advice_is_taken() {
+    let name = "advice_is_taken";
+    let store = Arc::new(PlainStore::default());
+    let Some(region) = build(name, Arc::clone(&store) as _) else { return };
+    let pages = pages_of(&region);
+    pages.fill_all(|page| page + 1);
+    let faults = |expected| {
+        region.evict(..).unwrap();
+        region.advise(.., expected).unwrap();
+        let before = region.counts().get(Transition::Fetch);
+        pages.assert_all(|page| page + 1);
+        region.counts().get(Transition::Fetch) - before
+    };
+    assert_eq!(faults(Expected::Random), PAGES);
+    assert_eq!(faults(Expected::Sequential), PAGES / 64);
+    assert!((PAGES / 64..20).contains(&faults(Expected::Unknown)));
     region.evict(..).unwrap();
-    for n in (0..8*MIB).step_by(4096).rev() { std::hint::black_box(region.as_slice()[n]); }
-    check(region.as_slice());
-    drop(region);
-    assert_eq!(store.stats().pages, 0);
+    region.advise(..8192, Expected::WillNeed).unwrap();
+    assert_eq!(region.usage().out_bytes, (PAGES - 2) * 4096);
+}
+
+/// Many regions are told apart, and coming and going doesn't disturb those that stay.
+#[test]
+fn regions_come_and_go_while_others_are_used() {
+    let name = "regions_come_and_go_while_others_are_used";
+    let _watch = Watchdog::new(name);
+    let store = Arc::new(PlainStore::default());
+    if build(name, Arc::clone(&store) as _).is_none() {
+        return;
+    }
+    let end = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let used: Vec<_> = (0..2)
+            .map(|number| {
+                let (store, end) = (Arc::clone(&store), &end);
+                scope.spawn(move || {
+                    let region = build(name, store).unwrap();
+                    let pages = pages_of(&region);
+                    pages.fill_all(|page| page << 8 | number);
+                    while !end.load(Ordering::Relaxed) {
+                        region.evict(..).unwrap();
+                        pages.assert_all(|page| page << 8 | number);
+                    }
+                })
+            })
+            .collect();
+        let mut stay = Vec::new();
+        for number in 0..rounds(40, 1000) {
+            let region = build(name, Arc::clone(&store) as _).unwrap();
+            let pages = pages_of(&region);
+            pages.part(0, 8).fill_all(|page| page + number);
+            region.evict(..).unwrap();
+            pages.part(0, 8).assert_all(|page| page + number);
+            region.evict(..).unwrap();
+            if number % 4 == 0 {
+                stay.push((number, region));
+            }
+        }
+        for (number, region) in &stay {
+            pages_of(region).part(0, 8).assert_all(|page| page + number);
+        }
+        end.store(true, Ordering::Relaxed);
+        used.into_iter().for_each(|thread| thread.join().unwrap());
+    });
+    assert_eq!((store.len(), store.freed_twice()), (0, 0));
+}
+
+/// Plays a scenario in a process of its own.
+fn play(scenario: &str) -> child::Part {
+    child::start("inline", &[scenario])
+}
+
+/// Signals whose handlers touch the region come while the thread allocates, faults, moves pages out and brings them in.
+#[test]
+fn signal_handlers_may_touch_a_region_wherever_they_come() {
+    let _watch = Watchdog::new("signal_handlers_may_touch_a_region_wherever_they_come");
+    let mut part = play("signals");
+    if !part.skipped_or("done") {
+        part.wait();
+    }
+}
+
+#[test]
+fn a_forked_child_has_no_region_and_its_parent_has_it_still() {
+    let mut part = play("fork");
+    if !part.skipped_or("done") {
+        part.wait();
+    }
+}
+
+#[test]
+fn a_sigbus_of_somebody_elses_goes_where_it_went() {
+    let mut part = play("others");
+    if !part.skipped_or("done") {
+        part.wait();
+    }
+}
+
+#[test]
+fn a_page_that_is_lost_ends_who_touches_it() {
+    let mut part = play("lost");
+    if !part.skipped_or("all others are fine") {
+        assert_eq!(part.end().signal(), Some(libc::SIGBUS));
+    }
+}
+
+/// The install, and the return from the signal: nothing else is asked of the kernel.
+#[test]
+fn a_fault_served_from_memory_is_one_install() {
+    const FAULTS: u64 = 256;
+    let name = "a_fault_served_from_memory_is_one_install";
+    let _watch = Watchdog::new(name);
+    let mut part = play("path");
+    if part.skipped_or("ready") {
+        return;
+    }
+    let tracer = match Tracer::seize(part.pid().cast_signed()) {
+        Ok(tracer) => tracer,
+        Err(error) => {
+            println!("SKIPPED {name}: a child can't be traced: {error}");
+            return;
+        }
+    };
+    let (done, finished) = channel();
+    part.say("touch");
+    let hearing = std::thread::spawn(move || {
+        part.expect("touched");
+        done.send(()).unwrap();
+        part
+    });
+    let calls = tracer.count_until(|| finished.try_recv() != Err(TryRecvError::Empty));
+    drop(hearing.join().unwrap());
+    let of = |number: libc::c_long| calls.get(&number.cast_unsigned()).copied().unwrap_or(0);
+    assert_eq!((of(libc::SYS_ioctl), of(libc::SYS_rt_sigreturn)), (FAULTS, FAULTS), "{calls:?}");
+    // Being told to touch, telling that it did, and getting the helper up once.
+    let others = calls.values().sum::<u64>() - 2 * FAULTS;
+    assert!(others <= 8, "{others} other calls: {calls:?}");
 }

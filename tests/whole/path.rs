@@ -57,10 +57,10 @@ fn thread_named(pid: u32, name: &str) -> i32 {
 }
 
 /// Traces one thread of a child. All calls of the kernel for it come from the thread that seized it.
-struct Tracer(i32);
+pub(crate) struct Tracer(i32);
 
 impl Tracer {
-    fn seize(thread: i32) -> io::Result<Self> {
+    pub(crate) fn seize(thread: i32) -> io::Result<Self> {
         // SAFETY: needed because the C library has no safe form; no memory is passed.
         let seized = unsafe {
             libc::ptrace(libc::PTRACE_SEIZE, thread, 0, libc::c_long::from(libc::PTRACE_O_TRACESYSGOOD))
@@ -76,7 +76,7 @@ impl Tracer {
     }
 
     /// Lets it run and counts the system calls it makes, by number, until `done`.
-    fn count_until(self, done: impl Fn() -> bool) -> BTreeMap<u64, u64> {
+    pub(crate) fn count_until(self, done: impl Fn() -> bool) -> BTreeMap<u64, u64> {
         let mut calls = BTreeMap::new();
         while !done() {
             let Some(signal) = self.stopped(libc::WNOHANG) else {
@@ -88,8 +88,10 @@ impl Tracer {
             {
                 *calls.entry(number).or_default() += 1;
             }
-            // SAFETY: as above; no memory is passed. A signal of its own isn't expected, and none is passed on.
-            let gone_on = unsafe { libc::ptrace(libc::PTRACE_SYSCALL, self.0, 0, 0) };
+            // Of signals of its own none is expected but that of a fault it serves itself.
+            let pass_on = if signal == libc::SIGBUS { signal } else { 0 };
+            // SAFETY: as above; no memory is passed.
+            let gone_on = unsafe { libc::ptrace(libc::PTRACE_SYSCALL, self.0, 0, pass_on) };
             assert_eq!(gone_on, 0, "{}", io::Error::last_os_error());
         }
         // It is let go of where it stops next: a traced thread that is killed waits for its tracer.

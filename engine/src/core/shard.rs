@@ -221,8 +221,17 @@ impl Shard {
 
     // ---- faults ----
 
-    /// A thread waits for `page`. Fills `flight` if something is to be loaded, with up to `most` pages.
+    /// A thread waits for `page`. Fills `flight` if something is to be loaded, with up to `most` pages, as many as fault-around says.
     pub fn decide(&mut self, page: PageIndex, most: u32, flight: &mut Flight) -> Decision {
+        self.decide_for(page, None, most, flight)
+    }
+
+    /// As [`decide`](Self::decide) for `pages` pages that are all wanted.
+    pub fn decide_all(&mut self, page: PageIndex, pages: u32, flight: &mut Flight) -> Decision {
+        self.decide_for(page, Some(pages), pages, flight)
+    }
+
+    fn decide_for(&mut self, page: PageIndex, all: Option<u32>, most: u32, flight: &mut Flight) -> Decision {
         flight.pages.clear();
         flight.first = page;
         flight.demand = 0;
@@ -252,9 +261,11 @@ impl Shard {
                 Decision::Poison
             }
             PageState::Standby(_) | PageState::Stored(_) => {
-                let window = self.around.window(page, most);
+                let window = all.unwrap_or_else(|| self.around.window(page, most));
                 self.board_run(page, window, flight);
-                self.around.ran_to(page.0 + flight.len());
+                if all.is_none() {
+                    self.around.ran_to(page.0 + flight.len());
+                }
                 Decision::Load
             }
         }

@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use userswap_uffd::Blocked;
 
 /// The helper of one region. Sleeps while there is nothing to do. Joined when dropped.
@@ -14,6 +15,9 @@ pub(crate) struct Helper {
     region: Arc<Inline>,
     thread: Option<JoinHandle<()>>,
 }
+
+/// Objects wait so long to be freed, until there are many of them.
+const LINGER: Duration = Duration::from_secs(1);
 
 impl Helper {
     pub(crate) fn start(region: &Arc<Inline>) -> io::Result<Self> {
@@ -30,24 +34,30 @@ fn help(region: &Inline) {
     let blocked = Blocked::now();
     let mut wanted = Vec::with_capacity(WANTED);
     let mut freed = Vec::with_capacity(FREED);
+    let mut since = None;
     loop {
         let seen = region.errands.now();
         if region.is_ending() {
             return;
         }
-        {
+        let waiting = {
             let mut state = region.state.lock(&blocked);
             wanted.extend_from_slice(&state.wanted);
             state.wanted.clear();
-        }
+            state.freed.len()
+        };
         // First: without room for what becomes free nothing can be served.
-        if region.state.lock(&blocked).freed.len() >= FREED / 8 {
+        let due = since.is_some_and(|since: Instant| since.elapsed() >= LINGER);
+        if waiting >= FREED / 8 || due {
             region.free_what_came_back(&blocked, &mut freed);
+            since = None;
+        } else if waiting > 0 {
+            since.get_or_insert_with(Instant::now);
         }
         for page in wanted.drain(..) {
-            region.serve(page, false, Means::Thread, &blocked);
+            region.serve(page, false, Means::Thread { all: None }, &blocked);
         }
-        region.errands.wait(seen, None);
+        region.errands.wait(seen, since.map(|_| LINGER));
     }
 }
 

@@ -3,8 +3,8 @@
 use super::kit::Kit;
 use super::memory::Frames;
 use super::space::{Inline, PATIENCE};
-use super::state::{State, WANTED};
-use crate::core::{Decision, Flight, Install, PageIndex, Segment, Zeroed};
+use super::state::{FREED, State, WANTED};
+use crate::core::{Decision, Flight, Install, PageIndex, PageState, Segment, Zeroed};
 use crate::directory::pages_in;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
@@ -20,7 +20,10 @@ pub(super) enum Means {
     /// The thread that faulted, in its signal handler.
     Handler,
     /// A thread that may wait and allocate.
-    Thread,
+    Thread {
+        /// So many pages are wanted; if it isn't said, one is, and as many more as fault-around says.
+        all: Option<u32>,
+    },
 }
 
 /// What became of a fault.
@@ -72,8 +75,21 @@ impl Inline {
             self.changed.wait(seen, Some(PATIENCE));
             return Served::TryAgain;
         };
+        if means == Means::Handler
+            && !self.in_handlers
+            && matches!(state.shard.state(page), PageState::Stored(_))
+        {
+            state.kits.push(number);
+            return self.leave_to_helper(state, page, seen);
+        }
+        let nothing_freed = state.freed.is_empty();
         let mut kit = self.kits[number as usize].lock(blocked);
-        let (mut state, served) = match state.shard.decide(page, self.around, &mut kit.flight) {
+        let (mut state, served) = match match means {
+            Means::Thread { all: Some(pages) } => {
+                state.shard.decide_all(page, pages.min(self.around), &mut kit.flight)
+            }
+            _ => state.shard.decide(page, self.around, &mut kit.flight),
+        } {
             Decision::Zero => self.zero(state, page, write, blocked),
             Decision::Load => self.load(state, &mut kit, means, blocked),
             Decision::Poison => (state, Served::Lost),
@@ -93,10 +109,22 @@ impl Inline {
         if self.limit.is_some_and(|limit| resident >= soft(limit)) {
             self.pressure.ring();
         }
-        if freed >= super::state::FREED / 4 {
+        // The first that waits to be freed, or too many of them.
+        if freed >= FREED / 4 || nothing_freed && freed > 0 {
             self.errands.ring();
         }
         served
+    }
+
+    /// Has the helper bring a page back, and waits until something has changed.
+    fn leave_to_helper(&self, mut state: Held<'_, State>, page: PageIndex, seen: u32) -> Served {
+        if state.wanted.len() < WANTED && !state.wanted.contains(&page) {
+            state.wanted.push(page);
+        }
+        drop(state);
+        self.errands.ring();
+        self.changed.wait(seen, Some(PATIENCE));
+        Served::TryAgain
     }
 
     /// Zeros, for the page and, where that goes on from where zeros were put before, those after it.
@@ -154,8 +182,7 @@ impl Inline {
         let loaded = match &mut frames {
             Some(frames) => {
                 let there = (frames.end - frames.next).min(count);
-                let (into, rest) = whole.split_at_mut(there as usize * page_size());
-                let _ = into;
+                let (_, rest) = whole.split_at_mut(there as usize * page_size());
                 self.memory.fill_frames(frames, there, |into| self.fetch(flight, 0, into, means))
                     && self.fetch(flight, there, rest, means)
             }
@@ -164,19 +191,14 @@ impl Inline {
         let mut state = self.state.lock(blocked);
         if !loaded {
             let page = flight.page(flight.demand());
+            let seen = self.changed.now();
             state.shard.end_flight(flight, lost);
             state.settle(lost);
             if let Some(frames) = frames {
                 state.give_frames(frames, true);
             }
-            let seen = self.changed.now();
-            if state.wanted.len() < WANTED && !state.wanted.contains(&page) {
-                state.wanted.push(page);
-            }
-            drop(state);
-            self.errands.ring();
-            self.changed.wait(seen, Some(PATIENCE));
-            return (self.state.lock(blocked), Served::TryAgain);
+            let served = self.leave_to_helper(state, page, seen);
+            return (self.state.lock(blocked), served);
         }
         let mut at = 0;
         let mut refused = None;
@@ -217,7 +239,6 @@ impl Inline {
             frames.next += used;
             state.give_frames(frames, moved == used as usize && refused.is_none());
         }
-        let page = flight.page(flight.demand());
         let ended = state.shard.end_flight(flight, lost);
         state.settle(lost);
         let served = match (ended.demanded, refused) {
@@ -225,10 +246,7 @@ impl Inline {
                 state.poisoned += 1;
                 Served::Lost
             }
-            (Install::Busy, Some(Stop::Unmapped | Stop::Invalid | Stop::Gone)) => {
-                let _ = page;
-                Served::Lost
-            }
+            (Install::Busy, Some(Stop::Unmapped | Stop::Invalid | Stop::Gone)) => Served::Lost,
             _ => Served::TryAgain,
         };
         (state, served)
@@ -257,7 +275,7 @@ impl Inline {
             let got = loop {
                 let got = match means {
                     Means::Handler => self.store.fetch_in_handler(handle, key, page),
-                    Means::Thread => Some(self.fetch_and_wait(handle, key, page)),
+                    Means::Thread { .. } => Some(self.fetch_and_wait(handle, key, page)),
                 };
                 match &got {
                     Some(Err(error)) if error.is_retryable() && tries > 0 => tries -= 1,

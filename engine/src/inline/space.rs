@@ -35,6 +35,8 @@ pub(crate) struct Inline {
     pub(super) ending: AtomicBool,
     pub(super) around: u32,
     pub(super) limit: Option<u64>,
+    /// Whether the store can mostly be asked by handlers.
+    pub(super) in_handlers: bool,
     pub(super) zeros: Vec<u8>,
     owner: OwnerId,
     counts: Counts,
@@ -82,7 +84,6 @@ impl Inline {
         let mut inline = Self {
             state: SignalLock::new(State::new(shard, kits, memory.slots(), frames)),
             memory,
-            store,
             kits: (0..kits).map(|_| SignalLock::new(Kit::new(around))).collect(),
             changed: Bell::default(),
             errands: Bell::default(),
@@ -93,6 +94,8 @@ impl Inline {
             ending: AtomicBool::new(false),
             around,
             limit: settings.limit,
+            in_handlers: store.capabilities().fetches_in_handlers,
+            store,
             zeros: std::hint::black_box(vec![1; around as usize * page_size()]),
             owner: OwnerId(OWNERS.fetch_add(1, Ordering::Relaxed)),
             counts,
@@ -185,7 +188,7 @@ impl Inline {
                 PageState::Absent | PageState::Resident | PageState::Zero => at += 1,
                 PageState::Stored(_) | PageState::Standby(_) => {
                     let before = self.state.lock(&blocked).shard.out();
-                    self.serve(page, false, Means::Thread, &blocked);
+                    self.serve(page, false, Means::Thread { all: Some(end - at) }, &blocked);
                     let after = self.state.lock(&blocked).shard.out();
                     brought += u64::from(before.saturating_sub(after));
                 }
@@ -215,7 +218,7 @@ impl Inline {
                 if state == PageState::Resident {
                     break;
                 }
-                if self.serve(page, true, Means::Thread, &blocked) == Served::Lost {
+                if self.serve(page, true, Means::Thread { all: None }, &blocked) == Served::Lost {
                     let reason = "a page can't be put there".into();
                     return Err(MemoryError::Refused { doing: "filling", span, reason });
                 }

@@ -5,6 +5,7 @@
 mod client;
 mod daemon;
 mod forks;
+mod inline;
 mod liar;
 mod lost;
 mod path;
@@ -24,6 +25,7 @@ fn main() {
         ["liar", path, _] => liar::run(path),
         ["forks", scenario] => forks::run(scenario),
         ["lost"] => lost::run(),
+        ["inline", scenario] => inline::run(scenario),
         ["path"] => path::run(),
         _ => panic!("no such part: {arguments:?}"),
     }
