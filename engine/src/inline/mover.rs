@@ -197,7 +197,7 @@ impl Inline {
                 }
                 match state.drained.pop() {
                     Some(slot) => Some(slot),
-                    None => state.take_frames().map(|frames| frames.slot),
+                    None => state.take_stock().map(|frames| frames.slot),
                 }
             };
             if let Some(slot) = to_empty {

@@ -177,6 +177,11 @@ impl Inline {
             frames = state.take_frames();
         }
         drop(state);
+        let mut dear = false;
+        if let Some(empty) = frames.as_mut().filter(|frames| frames.next == frames.end) {
+            // They are used all the same, now that they are there.
+            dear = !self.memory.refill(empty);
+        }
         let Kit { flight, bytes, lost } = kit;
         let whole = &mut bytes[..count as usize * page_size()];
         let loaded = match &mut frames {
@@ -189,6 +194,9 @@ impl Inline {
             None => self.fetch(flight, 0, whole, means),
         };
         let mut state = self.state.lock(blocked);
+        if dear {
+            state.note_dear();
+        }
         if !loaded {
             let page = flight.page(flight.demand());
             let seen = self.changed.now();
@@ -237,6 +245,7 @@ impl Inline {
             let used = count.min(frames.end - frames.next);
             let moved = (0..used).filter(|at| flight.has_landed(*at)).count();
             frames.next += used;
+            // Of those that weren't used some may be there still, before others that aren't.
             state.give_frames(frames, moved == used as usize && refused.is_none());
         }
         let ended = state.shard.end_flight(flight, lost);

@@ -1,6 +1,6 @@
 //! What is known of an inline region and changes: everything that is under its lock.
 
-use super::memory::Frames;
+use super::memory::{FRESH, FRESH_AREAS, Frames};
 use crate::core::{Lost, PageIndex, Shard, SlotPage};
 use userswap_store::Handle;
 
@@ -16,6 +16,10 @@ pub(crate) struct State {
     pub(super) stock: Vec<Frames>,
     /// Frames in the stock.
     pub(super) stocked: u32,
+    /// Areas of fresh frames that nobody uses.
+    pub(super) fresh: Vec<Frames>,
+    /// Runs that are copied before fresh frames are tried again: the last ones were too dear.
+    pub(super) dear: u32,
     /// Slots that nobody stands in any more, to be emptied.
     pub(super) drained: Vec<u32>,
     /// Objects of pages that came back, for the helper to free.
@@ -62,6 +66,8 @@ impl State {
             free: (0..slots).rev().collect(),
             stock: Vec::with_capacity(slots as usize),
             stocked: 0,
+            fresh: (0..FRESH_AREAS).map(|area| Frames { slot: FRESH + area, next: 0, end: 0 }).collect(),
+            dear: 0,
             drained: Vec::with_capacity(slots as usize),
             freed: Vec::with_capacity(FREED),
             wanted: Vec::with_capacity(WANTED),
@@ -105,17 +111,35 @@ impl State {
         }
     }
 
-    /// Frames for a page at least.
-    pub(super) fn take_frames(&mut self) -> Option<Frames> {
+    /// Frames that pages left behind, a page of them at least.
+    pub(super) fn take_stock(&mut self) -> Option<Frames> {
         let frames = self.stock.pop()?;
         self.stocked -= frames.end - frames.next;
         Some(frames)
     }
 
-    /// Gives back what is left of frames, of which `used` are gone. Those that aren't and lie before others' are given up.
+    /// Frames for pages that come in: those that others left behind, or fresh ones, which may have to be filled first.
+    pub(super) fn take_frames(&mut self) -> Option<Frames> {
+        self.take_stock().or_else(|| {
+            if self.dear > 0 {
+                self.dear -= 1;
+                return None;
+            }
+            self.fresh.pop()
+        })
+    }
+
+    /// Fresh frames turned out dearer than copying.
+    pub(super) fn note_dear(&mut self) {
+        self.dear = RUNS_COPIED;
+    }
+
+    /// Gives back what is left of frames. `whole`: from the first to the last they are there.
     pub(super) fn give_frames(&mut self, frames: Frames, whole: bool) {
         let left = frames.end - frames.next;
-        if !whole {
+        if frames.slot >= FRESH {
+            self.fresh.push(frames);
+        } else if !whole {
             self.drained.push(frames.slot);
         } else if left == 0 {
             self.free.push(frames.slot);
@@ -125,3 +149,6 @@ impl State {
         }
     }
 }
+
+/// So many runs are copied before fresh frames are tried again.
+const RUNS_COPIED: u32 = 64;
