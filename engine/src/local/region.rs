@@ -281,6 +281,18 @@ impl PagedRegion {
     /// # Errors
     /// When the kernel refuses.
     pub fn discard(&mut self, range: impl RangeBounds<usize>) -> Result<(), MemoryError> {
+        // SAFETY: needed because it changes bytes; `&mut self` says that nobody else uses any.
+        unsafe { self.discard_shared(range) }
+    }
+
+    /// As [`discard`](Self::discard), for regions that several threads use by [`as_ptr`](Self::as_ptr).
+    ///
+    /// # Safety
+    /// It writes zeros: nobody has a reference to any of these pages, or reads or writes them meanwhile.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub unsafe fn discard_shared(&self, range: impl RangeBounds<usize>) -> Result<(), MemoryError> {
         match self.span(range) {
             Some(span) => either!(self, way => way.discard(span)),
             None => Ok(()),
