@@ -168,7 +168,8 @@ fn identity(make: &dyn Make) -> Verdict {
                 PageKey { owner: OwnerId(of.owner.0 + 1), ..*of },
             ];
             for other in others {
-                if fetch_and_wait(&*store, *handle, other).is_ok() {
+                let in_handler = store.fetch_in_handler(*handle, other, &mut vec![0; size]);
+                if fetch_and_wait(&*store, *handle, other).is_ok() || matches!(in_handler, Some(Ok(()))) {
                     return Err(format!("the handle of {of} also gives {other}"));
                 }
             }
@@ -519,6 +520,12 @@ fn put_all(store: &dyn Store, pages: &[Page<'_>]) -> Result<Vec<Handle>, StoreEr
 
 fn expect_page(store: &dyn Store, handle: Handle, key: PageKey, bytes: &[u8]) -> Outcome {
     let found = fetch_and_wait(store, handle, key).map_err(|error| error.to_string())?;
+    let mut in_handler = vec![0xa5; found.len()];
+    match store.fetch_in_handler(handle, key, &mut in_handler) {
+        Some(Ok(())) if in_handler != found => return Err("in a handler it is another page".into()),
+        Some(Err(error)) => return Err(format!("in a handler: {error}")),
+        Some(Ok(())) | None => {}
+    }
     match found.iter().zip(bytes).position(|(found, put)| found != put) {
         Some(at) => Err(format!("byte {at} is {:#x} and was put as {:#x}", found[at], bytes[at])),
         None => Ok(()),
