@@ -4,12 +4,22 @@
 //! |---|---|---|
 //! | `ram-lz4` (default) | compressed memory, fast, pure Rust | `ram:lz4` |
 //! | `ram-zstd` | compressed memory, dense, with a dictionary for each owner of many pages | `ram:zstd?level=-1&dict=15K` |
+//! | `file` | a file or a block device, sealed, by io_uring | `file:/var/tmp?size=4G` |
+//! | `seal` | a layer: any store, sealed | `sealed+…` |
+//!
+//! Always there are the [`layers`] `checked+…`, `metered+…` and `chaos?…+…`.
 //!
 //! [`open`] makes a store from a specification; see [`spec`] for the grammar.
 #![deny(unsafe_code)]
 
+#[cfg(feature = "file")]
+pub mod file;
+pub mod layers;
 #[cfg(any(feature = "ram-lz4", feature = "ram-zstd"))]
 pub mod ram;
+#[cfg(feature = "seal")]
+mod seal;
+mod slab;
 pub mod spec;
 
 pub use spec::{SpecError, open};

@@ -14,7 +14,7 @@
 
 mod arena;
 mod classes;
-mod codec;
+pub(crate) mod codec;
 mod compact;
 mod densify;
 mod dictionaries;
@@ -29,9 +29,9 @@ mod dictionaries;
     )
 )]
 mod dictionary;
-mod filled;
-mod index;
-mod object;
+pub(crate) mod filled;
+pub(crate) mod index;
+pub(crate) mod object;
 mod pool;
 
 use std::fs::File;

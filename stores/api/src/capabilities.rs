@@ -14,8 +14,10 @@ pub struct Capabilities {
     pub page_size: usize,
     /// The most pages one `put` takes. At least 1.
     pub max_batch: usize,
-    /// The most [`memory_bytes`](crate::Stats::memory_bytes) (or bytes of a device) the store will hold; `None`: no limit of its own.
+    /// The most the store will hold of its [`medium`](Capabilities::medium); `None`: no limit of its own.
     pub capacity: Option<u64>,
+    /// What its capacity is counted in.
+    pub medium: Medium,
     /// How fetches answer.
     pub fetch: FetchKind,
     /// What stored pages survive.
@@ -44,6 +46,7 @@ impl Capabilities {
             page_size,
             max_batch: 1024,
             capacity: None,
+            medium: Medium::Memory,
             fetch: FetchKind::Ready,
             durability: Durability::Process,
             integrity: Integrity::None,
@@ -55,6 +58,16 @@ impl Capabilities {
             fetches_in_handlers: false,
         }
     }
+}
+
+/// What a store's capacity is counted in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Medium {
+    /// [`memory_bytes`](crate::Stats::memory_bytes).
+    Memory,
+    /// [`device_bytes`](crate::Stats::device_bytes).
+    Device,
 }
 
 /// How fetches answer.

@@ -32,7 +32,7 @@ mod store;
 pub mod testkit;
 mod waiter;
 
-pub use capabilities::{Capabilities, Durability, FetchKind, Integrity};
+pub use capabilities::{Capabilities, Durability, FetchKind, Integrity, Medium};
 pub use error::StoreError;
 pub use page::{Handle, OwnerId, Page, PageKey, Wanted};
 pub use stats::{Budget, Maintained, Stats};

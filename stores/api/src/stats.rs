@@ -15,6 +15,8 @@ pub struct Stats {
     pub stored_bytes: u64,
     /// Gauge: all memory the store holds from the operating system for pages: objects, rounding, free space, index.
     pub memory_bytes: u64,
+    /// Gauge: bytes the store takes of a file or a device, free space within that it keeps for later puts included.
+    pub device_bytes: u64,
     /// Gauge: stored pages that are one word repeated, and take no object.
     pub same_filled_pages: u64,
     /// Gauge: stored pages kept as they came since compressing didn't pay.
@@ -34,6 +36,12 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// All the store takes, in memory and on devices.
+    #[must_use]
+    pub fn held_bytes(&self) -> u64 {
+        self.memory_bytes.saturating_add(self.device_bytes)
+    }
+
     /// Raw bytes a byte of memory holds, same-filled pages left out of the raw bytes; 0 for an empty store.
     #[must_use]
     pub fn ratio(&self, page_size: usize) -> f64 {

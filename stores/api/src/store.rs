@@ -122,6 +122,13 @@ pub trait Store: Send + Sync + 'static {
     /// While other threads are at work the figures may be a moment apart from each other; with none they are exact.
     fn stats(&self) -> Stats;
 
+    /// Tells what this store counts beside [`stats`](Store::stats), each under a name of its own such as `fetch_p50_ns`. For people and their
+    /// tables: names and figures may change from release to release. Layers and stacks tell what is inside them too, under the same
+    /// rules. Never blocks.
+    fn figures(&self, tell: &mut dyn FnMut(&str, u64)) {
+        let _ = tell;
+    }
+
     /// Does background work (compaction, giving memory back, writing out), at most about `budget` of it. May block.
     ///
     /// Callers run it on a mover thread now and then, sooner when a `put` was [`Full`](StoreError::Full). Correctness never depends on it.

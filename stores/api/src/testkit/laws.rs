@@ -9,7 +9,7 @@ use proptest::test_runner::{Config, TestRng, TestRunner};
 use super::images::{next, random, varied};
 use super::wait::Mailbox;
 use super::{Ask, Law, Make, Verdict, fetch_and_wait, images};
-use crate::{Budget, Fetch, Handle, OwnerId, Page, PageKey, Store, StoreError, Waiter, Wanted};
+use crate::{Budget, Fetch, Handle, Medium, OwnerId, Page, PageKey, Store, StoreError, Waiter, Wanted};
 
 /// Every law, in the order of `conformance!`'s tests.
 pub const LAWS: &[Law] = &[
@@ -261,8 +261,8 @@ fn accounts(make: &dyn Make) -> Verdict {
             if capabilities.detects_same_filled && stats.same_filled_pages != filled {
                 return Err(format!("{filled} same-filled pages are counted as {}", stats.same_filled_pages));
             }
-            if stats.memory_bytes < stats.stored_bytes {
-                return Err(format!("{} bytes in {} of memory", stats.stored_bytes, stats.memory_bytes));
+            if stats.held_bytes() < stats.stored_bytes {
+                return Err(format!("{} bytes in {} that are held", stats.stored_bytes, stats.held_bytes()));
             }
             // Half one by one, half together.
             let (singly, together) = handles.split_at(300);
@@ -277,7 +277,7 @@ fn accounts(make: &dyn Make) -> Verdict {
                 return Err(format!("{} puts and {} frees counted", stats.puts, stats.frees));
             }
             settle(&*store)?;
-            let held = store.stats().memory_bytes;
+            let held = store.stats().held_bytes();
             if cycle == 0 {
                 after_first = held;
             } else if held > after_first {
@@ -311,9 +311,12 @@ fn capacity(make: &dyn Make) -> Verdict {
                     Err(error) => return Err(format!("with little room left: {error}")),
                 }
                 page += 1;
-                let memory = store.stats().memory_bytes;
-                if memory > limit {
-                    return Err(format!("{memory} bytes held by a store that may hold {limit}"));
+                let taken = match capabilities.medium {
+                    Medium::Memory => store.stats().memory_bytes,
+                    Medium::Device => store.stats().device_bytes,
+                };
+                if taken > limit {
+                    return Err(format!("{taken} bytes held by a store that may hold {limit}"));
                 }
                 if held.len() as u64 * size as u64 > 2 * limit {
                     return Err(format!("twice the {limit} bytes of capacity, and it still isn't full"));

@@ -1,0 +1,109 @@
+use std::time::Duration;
+
+use super::*;
+
+#[test]
+fn right_ones() {
+    assert_eq!(parse("ram:lz4").unwrap(), Spec::RamLz4 { capacity: None });
+    assert_eq!(parse("ram:lz4?capacity=64M").unwrap(), Spec::RamLz4 { capacity: Some(64 << 20) });
+    let dictionary = Some(15 << 10);
+    assert_eq!(parse("ram:zstd").unwrap(), Spec::RamZstd { level: -1, dictionary, capacity: None });
+    let both = Spec::RamZstd { level: 3, dictionary, capacity: Some(1 << 30) };
+    assert_eq!(parse("ram:zstd?level=3&capacity=1G").unwrap(), both);
+    let off = Spec::RamZstd { level: -1, dictionary: None, capacity: None };
+    assert_eq!(parse("ram:zstd?dict=off").unwrap(), off);
+    let small = Spec::RamZstd { level: 5, dictionary: Some(8192), capacity: None };
+    assert_eq!(parse("ram:zstd?dict=8K&level=5").unwrap(), small);
+}
+
+#[test]
+fn files() {
+    let usual = FileSpec {
+        path: "/var/tmp".into(),
+        size: None,
+        reserve: 128 << 20,
+        compress: Compress::Lz4,
+        encrypt: true,
+        direct: true,
+        overwrite: false,
+    };
+    assert_eq!(parse("file:/var/tmp").unwrap(), Spec::File(usual.clone()));
+    let limited = FileSpec { size: Some(Some(4 << 30)), reserve: 0, ..usual.clone() };
+    assert_eq!(parse("file:/var/tmp?size=4G&reserve=0").unwrap(), Spec::File(limited));
+    let plain = FileSpec { size: Some(None), compress: Compress::Off, encrypt: false, ..usual.clone() };
+    assert_eq!(parse("file:/var/tmp?compress=off&encrypt=off&size=0").unwrap(), Spec::File(plain));
+    let odd = FileSpec { path: "/a+b:c?d&e>f%".into(), ..usual };
+    assert_eq!(parse("file:/a+b:c%3Fd%26e%3ef%25").unwrap(), Spec::File(odd));
+}
+
+#[test]
+fn layers() {
+    let latency = Some(Duration::from_millis(2));
+    let mischief = Mischief { corruption: 0.01, latency, countdown: Some(100), ..Mischief::default() };
+    let inside = Box::new(Spec::RamLz4 { capacity: Some(1 << 20) });
+    let chaos = Spec::Layered { layer: Layer::Chaos(mischief), inside };
+    let checked = Spec::Layered { layer: Layer::Checked, inside: Box::new(chaos) };
+    let text = "checked+chaos?corruption=0.01&latency=2ms&countdown=100+ram:lz4?capacity=1M";
+    assert_eq!(parse(text).unwrap(), checked);
+}
+
+#[test]
+fn wrong_ones_are_pointed_at() {
+    for (spec, column, len, sentence) in [
+        ("", 1, 1, "expected a store, such as ram:lz4 or ram:zstd"),
+        ("rom:lz4", 1, 3, "there is no store rom; the stores are ram:lz4, ram:zstd and file:"),
+        ("ram", 1, 3, "expected a codec after ram:, ram:lz4 or ram:zstd"),
+        ("ram:lzo", 5, 3, "there is no codec lzo; ram has lz4 and zstd"),
+        ("ram:lz4?level=3", 9, 5, "ram:lz4 has no option level"),
+        ("ram:zstd?level=20", 16, 2, "expected a level from -7 to 19"),
+        ("ram:zstd?dict=1000", 15, 4, "expected a dictionary's size from 1K to 1M, or off"),
+        ("ram:zstd?dict=no", 15, 2, "expected a dictionary's size from 1K to 1M, or off"),
+        ("ram:zstd?level=1&dict=2M", 23, 2, "expected a dictionary's size from 1K to 1M, or off"),
+        ("ram:lz4?dict=off", 9, 4, "ram:lz4 has no option dict"),
+        ("ram:zstd?level", 10, 5, "expected an option of the form key=value"),
+        ("ram:zstd?", 10, 1, "expected an option of the form key=value"),
+        ("ram:lz4?capacity=1Q", 19, 1, "there is no unit Q; sizes end in K, M, G or T"),
+        ("ram:lz4?capacity=G", 18, 1, "expected a size, such as 64M"),
+        ("ram:lz4?capacity=0", 18, 1, "expected a size from 1 byte to 16777215T"),
+        ("ram:lz4?capacity=1M&capacity=2M", 21, 8, "capacity is given twice"),
+        ("file:", 1, 5, "expected a directory, a file or a block device after file:"),
+        ("file:/x?size=4Z", 15, 1, "there is no unit Z; sizes end in K, M, G or T"),
+        ("file:/x?compress=gzip", 18, 4, "expected lz4, zstd or off"),
+        ("file:/a?encrypt=yes", 17, 3, "expected on or off"),
+        ("file:/a%2", 8, 1, "expected two hexadecimal digits after %"),
+        ("file:/a%00b", 8, 1, "expected two hexadecimal digits after %"),
+        ("checked", 8, 1, "expected + and a store for checked to be around"),
+        ("checked:ram:lz4", 8, 8, "expected + and a store for checked to be around"),
+        ("checked?x=1+ram:lz4", 9, 1, "checked has no option x"),
+        ("checked+", 9, 1, "expected a store, such as ram:lz4 or ram:zstd"),
+        ("metered+checked+ram:lz", 21, 2, "there is no codec lz; ram has lz4 and zstd"),
+        ("chaos?latency=5+ram:lz4", 15, 1, "expected a time, such as 500us, 20ms, 30s or 5m"),
+        ("chaos?corruption=2+ram:lz4", 18, 1, "expected a share from 0 to 1, such as 0.01"),
+        ("chaos?seed=x+ram:lz4", 12, 1, "expected a number"),
+        ("räm:lz4", 1, 3, "there is no store räm; the stores are ram:lz4, ram:zstd and file:"),
+    ] {
+        match parse(spec).unwrap_err() {
+            SpecError::Syntax { column: c, len: l, sentence: s, .. } => {
+                assert_eq!((c, l, s.as_str()), (column, len, sentence), "{spec}");
+            }
+            other => panic!("{spec}: {other}"),
+        }
+    }
+}
+
+#[test]
+fn an_error_shows_the_wrong_part() {
+    let shown = parse("ram:zstd?level=99").unwrap_err().to_string();
+    assert_eq!(shown, "expected a level from -7 to 19 (column 16)\n  ram:zstd?level=99\n                 ^^");
+}
+
+#[cfg(feature = "ram-lz4")]
+#[test]
+fn an_opened_store_has_what_was_asked_for() {
+    let store = open("ram:lz4?capacity=8M", 4096).unwrap();
+    let can = store.capabilities();
+    assert_eq!((&*can.name, can.page_size, can.capacity), ("ram:lz4", 4096, Some(8 << 20)));
+    let layered = open("metered+checked+ram:lz4", 4096).unwrap();
+    assert_eq!(&*layered.capabilities().name, "metered+checked+ram:lz4");
+    assert!(matches!(open("ram:lz4", 4095), Err(SpecError::Open { .. })));
+}

@@ -1,0 +1,8 @@
+//! The file store: the laws, what it is for, and what goes wrong with files.
+#![cfg(feature = "file")]
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod kinds;
+mod laws;
+mod support;
+mod troubles;
