@@ -38,7 +38,7 @@ use buffer::Buffer;
 use log::{Log, Write};
 use record::{Kind, Records};
 pub use ring::{Disturb, Disturbance};
-use ring::{Lost, Ring};
+use ring::{Lost, Refused, Ring};
 use target::{START, Target};
 
 /// Segments in memory that aren't written yet, at most, the open one included.
@@ -213,7 +213,7 @@ impl File {
             return Err(self.full(log));
         }
         if let Some(write) = log.close() {
-            // A closed ring answers at once, and the answer takes the lock.
+            // A ring that refuses it takes the lock.
             MutexGuard::unlocked(log, || self.write(write));
         }
         while log.spares.is_empty() && log.counts.buffers >= BUFFERS {
@@ -260,7 +260,12 @@ impl File {
             shared.log.lock().written(segment, result.is_ok());
             shared.changed.notify_all();
         };
-        self.ring.write(self.offset(segment), write.bytes, len, Box::new(then));
+        let asked = self.ring.write(self.offset(segment), write.bytes, len, Box::new(then));
+        if let Err(Refused) = asked {
+            *self.shared.trouble.lock() = None;
+            self.shared.log.lock().written(segment, false);
+            self.shared.changed.notify_all();
+        }
     }
 
     /// Segments that couldn't be written are tried again: in the same place if there was no room, elsewhere if the place was bad.

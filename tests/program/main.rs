@@ -9,4 +9,5 @@ mod refusals;
 mod run;
 mod served;
 mod signals;
+mod stores;
 mod support;

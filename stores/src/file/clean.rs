@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use userswap_store::{Budget, Maintained, StoreError};
 
 use super::File;
-use super::ring::Lost;
+use super::ring::{Lost, Refused};
 
 /// What came of an attempt.
 enum Cleaned {
@@ -105,7 +105,7 @@ impl File {
         let then = move |result: Result<&mut [u8], Lost>| {
             let _ = to.send(result.map(|bytes| bytes.to_vec()));
         };
-        self.ring.read(self.offset(segment), used, Box::new(then));
+        self.ring.read(self.offset(segment), used, Box::new(then)).map_err(|Refused| Lost::Closed)?;
         from.recv().unwrap_or(Err(Lost::Died))
     }
 

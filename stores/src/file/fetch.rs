@@ -7,7 +7,7 @@ use userswap_store::{Fetch, PageKey, StoreError, Waiter, Wanted};
 
 use super::buffer::BLOCK;
 use super::log::Found;
-use super::ring::Lost;
+use super::ring::{Lost, Refused};
 use super::{Counters, File, Shared};
 use crate::ram::filled;
 use crate::ram::index::{Named, filled_is_of, named};
@@ -83,7 +83,9 @@ impl File {
             }
             drop(log);
             let mut rest = &mut scratch[..];
-            for ((want, page), result) in wanted.iter().zip(out.chunks_exact_mut(page_size)).zip(results) {
+            for ((want, page), result) in
+                wanted.iter().zip(out.chunks_exact_mut(page_size)).zip(results.iter_mut())
+            {
                 match (&result, named(want.handle)) {
                     (Ok(Fetch::Pending), _) => {}
                     (Ok(Fetch::Ready), Some(Named::Filled { word, .. })) => {
@@ -99,16 +101,27 @@ impl File {
                 }
             }
         });
-        reads.into_iter().for_each(|late| self.read(late));
+        for late in reads {
+            let (segment, places): (_, Vec<_>) =
+                (late.segment, late.pages.iter().map(|page| page.place).collect());
+            if let Err(Refused) = self.read(late) {
+                shared.log.lock().unpin(segment, places.len());
+                for place in places {
+                    if let Some(result) = usize::try_from(place).ok().and_then(|at| results.get_mut(at)) {
+                        *result = shared.fetched(Err(StoreError::Closed));
+                    }
+                }
+            }
+        }
     }
 
-    fn read(&self, late: Late) {
-        let Some((first, last)) = late.pages.first().zip(late.pages.last()) else { return };
+    fn read(&self, late: Late) -> Result<(), Refused> {
+        let Some((first, last)) = late.pages.first().zip(late.pages.last()) else { return Ok(()) };
         let from = first.at / BLOCK * BLOCK;
         let len = (last.at + last.len).next_multiple_of(BLOCK).min(self.segment_len) - from;
         let (shared, offset) = (Arc::clone(&self.shared), self.offset(late.segment) + from as u64);
         let then = move |result: Result<&mut [u8], Lost>| shared.arrived(late, from, result);
-        self.ring.read(offset, len, Box::new(then));
+        self.ring.read(offset, len, Box::new(then))
     }
 }
 

@@ -83,6 +83,10 @@ impl Drop for Held {
     }
 }
 
+/// The ring is closed; there will be no answer.
+#[derive(Debug)]
+pub(super) struct Refused;
+
 /// Why a request came to nothing.
 pub(super) enum Lost {
     Io(io::Error),
@@ -177,22 +181,24 @@ impl Ring {
         Ok(Self { inbox: Some(inbox), thread: Some(thread), shared })
     }
 
-    /// Reads whole blocks. The answer is given on the ring's thread, or at once if the ring is closed.
-    pub(super) fn read(&self, offset: u64, len: usize, then: Then) {
-        self.ask(offset, blocks(len), None, then);
+    /// Reads whole blocks. The answer is given on the ring's thread. A closed ring gives none, and says so.
+    pub(super) fn read(&self, offset: u64, len: usize, then: Then) -> Result<(), Refused> {
+        self.ask(offset, blocks(len), None, then)
     }
 
     /// Writes whole blocks. The answer as for a read.
-    pub(super) fn write(&self, offset: u64, bytes: Full, len: usize, then: Then) {
-        self.ask(offset, len, Some(bytes), then);
+    pub(super) fn write(&self, offset: u64, bytes: Full, len: usize, then: Then) -> Result<(), Refused> {
+        self.ask(offset, len, Some(bytes), then)
     }
 
-    fn ask(&self, offset: u64, len: usize, bytes: Option<Full>, then: Then) {
+    fn ask(&self, offset: u64, len: usize, bytes: Option<Full>, then: Then) -> Result<(), Refused> {
         let answer = Answer { then: Some(then), shared: Arc::clone(&self.shared) };
-        if let Some(inbox) = &self.inbox {
-            // Refused, it is answered by being dropped.
-            let _ = inbox.send(Request { offset, len, bytes, answer, deaths: 0 });
-        }
+        let request = Request { offset, len, bytes, answer, deaths: 0 };
+        let Some(inbox) = &self.inbox else { return Err(Refused) };
+        inbox.send(request).map_err(|mut refused| {
+            refused.0.answer.then = None;
+            Refused
+        })
     }
 
     /// Memory it keeps.

@@ -133,6 +133,11 @@ fn a_ring_that_cant_live_closes_the_store() {
     trouble.ring_dies(u64::MAX);
     let error = fetch_and_wait(&store, pages[0].1, key(0)).unwrap_err();
     assert!(matches!(error, StoreError::Closed), "{error}");
+    // From then on whoever asks is told at once: an answer on the asking thread could find its locks taken.
+    let (waiter, arrived) = post();
+    let asked = store.fetch(pages[1].1, key(1), &mut [0; 4096], &waiter);
+    drop(waiter);
+    assert!(matches!(asked, Err(StoreError::Closed)) && arrived.iter().count() == 0);
     let (in_memory, error) = fill(&store, 1000);
     assert!(matches!(error, StoreError::Closed), "{error}");
     assert_pages(&store, &in_memory);
