@@ -7,7 +7,7 @@
 //! | `file` | a file or a block device, sealed, by io_uring | `file:/var/tmp?size=4G` |
 //! | `seal` | a layer: any store, sealed | `sealed+…` |
 //!
-//! Always there are the [`layers`] `checked+…`, `metered+…` and `chaos?…+…`.
+//! Always there are the [`layers`] `checked+…`, `metered+…` and `chaos?…+…`, and stacks of stores: [`tier`].
 //!
 //! [`open`] makes a store from a specification; see [`spec`] for the grammar.
 #![deny(unsafe_code)]
@@ -21,5 +21,6 @@ pub mod ram;
 mod seal;
 mod slab;
 pub mod spec;
+pub mod tier;
 
 pub use spec::{SpecError, open};

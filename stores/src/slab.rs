@@ -42,6 +42,36 @@ impl<T> Table<T> {
         shard.read().get(name).map(look)
     }
 
+    /// Puts `to` in the place of what the handle names, if that is as `expected` says; otherwise it comes back.
+    pub(crate) fn replace_if(
+        &self,
+        handle: Handle,
+        to: T,
+        expected: impl FnOnce(&T) -> bool,
+    ) -> Result<T, T> {
+        let Some((name, shard)) = self.find(handle) else { return Err(to) };
+        match shard.write().get_mut(name).filter(|found| expected(found)) {
+            Some(found) => Ok(std::mem::replace(found, to)),
+            None => Err(to),
+        }
+    }
+
+    /// Looks at the entries of the chunk `at`; the one to go on with, or `None` after the last. Chunks are numbered across shards.
+    pub(crate) fn look_at_chunk(&self, at: usize, mut look: impl FnMut(Handle, &T)) -> Option<usize> {
+        let (shard_number, chunk) = (at % SHARDS, at / SHARDS);
+        let shard = self.shards[shard_number].read();
+        for entry in chunk * CHUNK..(chunk + 1) * CHUNK {
+            if let Some(name) = shard.name(entry)
+                && let Some(value) = shard.get(name)
+            {
+                look(name.handle(|entry| entry * SHARDS + shard_number), value);
+            }
+        }
+        drop(shard);
+        let longest = self.shards.iter().map(|shard| shard.read().chunks.len()).max().unwrap_or(0);
+        Some(at + 1).filter(|next| next / SHARDS < longest)
+    }
+
     pub(crate) fn remove(&self, handle: Handle) -> Option<T> {
         let (name, shard) = self.find(handle)?;
         shard.write().remove(name)
@@ -130,7 +160,6 @@ impl<T> Slab<T> {
         chunk.values[within].as_ref().filter(|_| chunk.tags[within] == name.tag)
     }
 
-    #[cfg(feature = "file")]
     pub(crate) fn get_mut(&mut self, name: Name) -> Option<&mut T> {
         let chunk = self.chunks.get_mut(name.entry / CHUNK)?.as_mut()?;
         let within = name.entry % CHUNK;
@@ -148,7 +177,6 @@ impl<T> Slab<T> {
     }
 
     /// The name of what is in this entry now.
-    #[cfg(feature = "file")]
     pub(crate) fn name(&self, entry: usize) -> Option<Name> {
         let chunk = self.chunks.get(entry / CHUNK)?.as_ref()?;
         let within = entry % CHUNK;

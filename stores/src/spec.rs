@@ -4,6 +4,7 @@
 //! spec    = *( layer "+" ) store
 //! layer   = name [ options ]                        around what stands behind the +
 //! store   = kind [ ":" what ] [ options ]
+//!         | "tier" [ options ] ":" spec 1*( ">" spec )
 //! options = "?" option *( "&" option )
 //! option  = key "=" value
 //! size    = digits [ "K" | "M" | "G" | "T" ]        binary: 64M is 67108864 bytes
@@ -16,6 +17,7 @@
 //! | `ram:lz4` | `capacity=SIZE` |
 //! | `ram:zstd` | `level=N` from −7 to 19 (default −1), `dict=SIZE` from 1K to 1M (default 15K) or `dict=off`, `capacity=SIZE` |
 //! | `file:PATH` | `size=SIZE` (default 1G for a file, all of a block device; 0: no limit), `reserve=SIZE` of the file system left free (default 128M; 0: none), `compress=lz4`, `zstd` or `off` (default lz4), `encrypt=on` or `off` (default on), `direct=on` or `off` (default on: past the page cache where the file system can), `overwrite=on` or `off` (default off) |
+//! | `tier:SPEC>SPEC…` | `age=TIME` after which an untouched page goes down (default 60s), `rate=SIZE` a second at most that goes down (default 64M; 0: no limit) |
 //!
 //! | layer | options |
 //! |---|---|
@@ -31,6 +33,7 @@
 //! ram:zstd?level=3&dict=8K
 //! file:/var/tmp?size=4G&compress=zstd
 //! checked+chaos?corruption=0.01&seed=7+ram:lz4
+//! tier?age=30s:ram:lz4?capacity=64M>ram:zstd?capacity=256M>file:/var/tmp
 //! ```
 //! In a shell these want quotes.
 
@@ -47,6 +50,7 @@ use userswap_store::{Store, StoreError};
 pub use parse::parse;
 
 use crate::layers::{Chaos, Checked, Metered, Mischief};
+use crate::tier::{Settings, Tier};
 use text::Caret;
 
 /// A dictionary's size if the specification doesn't say it: larger ones aren't better, since for these zstd chooses other
@@ -82,6 +86,13 @@ pub enum Spec {
     },
     /// `file:`
     File(FileSpec),
+    /// `tier:`
+    Tier {
+        /// How pages go down.
+        settings: Settings,
+        /// The stores, fastest first.
+        stores: Vec<Spec>,
+    },
     /// A layer, and what it is around.
     Layered {
         /// The layer.
@@ -189,6 +200,11 @@ impl Spec {
             }
             #[cfg(feature = "file")]
             Self::File(spec) => Ok(Arc::new(crate::file::File::open(&spec, page_size)?)),
+            Self::Tier { settings, stores } => {
+                let stores: Result<Vec<_>, _> =
+                    stores.into_iter().map(|store| store.open(page_size)).collect();
+                Ok(Arc::new(Tier::new(stores?, settings)?))
+            }
             Self::Layered { layer, inside } => {
                 let inside = inside.open(page_size)?;
                 Ok(match layer {

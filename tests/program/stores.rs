@@ -22,17 +22,23 @@ fn served_from(test: &str, store: impl Fn(&Place) -> String) {
     place.assert_clean();
 }
 
-#[cfg(feature = "file")]
 #[test]
 fn a_file_without_a_name() {
     served_from("a_file_without_a_name", |place| format!("file:{}?size=256M&reserve=0", place.at("")));
 }
 
-#[cfg(feature = "file")]
 #[test]
 fn a_named_file_as_it_comes() {
     served_from("a_named_file_as_it_comes", |place| {
         format!("file:{}?size=256M&reserve=0&compress=off&encrypt=off", place.at("store"))
+    });
+}
+
+/// What memory has no room for goes into the file.
+#[test]
+fn memory_over_a_file() {
+    served_from("memory_over_a_file", |place| {
+        format!("tier?age=1s:ram:lz4?capacity=4M>file:{}?size=256M&reserve=0", place.at(""))
     });
 }
 

@@ -3,6 +3,7 @@
 use super::text::{Options, Text, duration, limit, number, path, share, size, switch};
 use super::{Compress, DICTIONARY, FileSpec, Layer, Spec, SpecError};
 use crate::layers::Mischief;
+use crate::tier::Settings;
 
 /// Understands a specification without opening anything.
 ///
@@ -38,6 +39,9 @@ fn layered<'a>(text: Text<'a>, spec: &'a str) -> Result<Spec, SpecError> {
 }
 
 fn store<'a>(text: Text<'a>, spec: &'a str, kind: &'a str) -> Result<Spec, SpecError> {
+    if kind == "tier" {
+        return tier(text, &spec[kind.len()..]);
+    }
     let (store, options) = match spec.split_once('?') {
         Some((store, options)) => (store, Some(options)),
         None => (spec, None),
@@ -51,10 +55,31 @@ fn store<'a>(text: Text<'a>, spec: &'a str, kind: &'a str) -> Result<Spec, SpecE
         ("file", _) => file(text, Options::parse(text, kind, options)?, what),
         ("", _) => Err(text.wrong(spec, "expected a store, such as ram:lz4 or ram:zstd")),
         _ => {
-            let known = "the stores are ram:lz4, ram:zstd and file:";
+            let known = "the stores are ram:lz4, ram:zstd, file: and tier:";
             Err(text.wrong(kind, format!("there is no store {kind}; {known}")))
         }
     }
+}
+
+/// What stands behind `tier`.
+fn tier<'a>(text: Text<'a>, rest: &'a str) -> Result<Spec, SpecError> {
+    let few = "expected : and at least two stores with > between, such as tier:ram:lz4>file:/var/tmp";
+    let (options, stores) = rest.split_once(':').ok_or_else(|| text.wrong(rest, few))?;
+    let options = match options.strip_prefix('?') {
+        None if !options.is_empty() => return Err(text.wrong(options, few)),
+        options => options,
+    };
+    let mut options = Options::parse(text, "tier", options)?;
+    let mut settings = Settings::default();
+    settings.age = options.read("age", duration)?.unwrap_or(settings.age);
+    settings.rate = options.read("rate", limit)?.unwrap_or(settings.rate);
+    options.end()?;
+    let specs: Result<Vec<_>, _> = stores.split('>').map(|spec| layered(text, spec)).collect();
+    let stores = specs?;
+    if stores.len() < 2 {
+        return Err(text.wrong(&rest[rest.len()..], few));
+    }
+    Ok(Spec::Tier { settings, stores })
 }
 
 fn ram(mut options: Options<'_>, codec: &str) -> Result<Spec, SpecError> {

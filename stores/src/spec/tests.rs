@@ -48,10 +48,24 @@ fn layers() {
 }
 
 #[test]
+fn tiers() {
+    let stores = vec![
+        parse("checked+ram:lz4?capacity=64M").unwrap(),
+        parse("ram:zstd?level=3").unwrap(),
+        parse("file:/var/tmp?size=4G").unwrap(),
+    ];
+    let settings = Settings { age: Duration::from_secs(30), rate: None };
+    let text = "tier?age=30s&rate=0:checked+ram:lz4?capacity=64M>ram:zstd?level=3>file:/var/tmp?size=4G";
+    assert_eq!(parse(text).unwrap(), Spec::Tier { settings, stores });
+}
+
+const TWO: &str = "expected : and at least two stores with > between, such as tier:ram:lz4>file:/var/tmp";
+
+#[test]
 fn wrong_ones_are_pointed_at() {
     for (spec, column, len, sentence) in [
         ("", 1, 1, "expected a store, such as ram:lz4 or ram:zstd"),
-        ("rom:lz4", 1, 3, "there is no store rom; the stores are ram:lz4, ram:zstd and file:"),
+        ("rom:lz4", 1, 3, "there is no store rom; the stores are ram:lz4, ram:zstd, file: and tier:"),
         ("ram", 1, 3, "expected a codec after ram:, ram:lz4 or ram:zstd"),
         ("ram:lzo", 5, 3, "there is no codec lzo; ram has lz4 and zstd"),
         ("ram:lz4?level=3", 9, 5, "ram:lz4 has no option level"),
@@ -80,7 +94,12 @@ fn wrong_ones_are_pointed_at() {
         ("chaos?latency=5+ram:lz4", 15, 1, "expected a time, such as 500us, 20ms, 30s or 5m"),
         ("chaos?corruption=2+ram:lz4", 18, 1, "expected a share from 0 to 1, such as 0.01"),
         ("chaos?seed=x+ram:lz4", 12, 1, "expected a number"),
-        ("räm:lz4", 1, 3, "there is no store räm; the stores are ram:lz4, ram:zstd and file:"),
+        ("tier:ram:lz4>ram:lzo", 18, 3, "there is no codec lzo; ram has lz4 and zstd"),
+        ("tier:ram:lz4>", 14, 1, "expected a store, such as ram:lz4 or ram:zstd"),
+        ("tier?age=1:ram:lz4>ram:lz4", 10, 1, "expected a time, such as 500us, 20ms, 30s or 5m"),
+        ("tier:ram:lz4", 13, 1, TWO),
+        ("tier", 5, 1, TWO),
+        ("räm:lz4", 1, 3, "there is no store räm; the stores are ram:lz4, ram:zstd, file: and tier:"),
     ] {
         match parse(spec).unwrap_err() {
             SpecError::Syntax { column: c, len: l, sentence: s, .. } => {

@@ -1,0 +1,346 @@
+//! Stores in a stack, the fastest first: pages are put at the top and sink with age.
+//!
+//! * **Put**: into the first tier that has room; a tier that can't take a batch leaves it to the next.
+//! * **Down**: [`maintain`](Store::maintain) moves pages that nobody fetched for [`age`](Settings::age) a tier down, sooner where a tier is over nine tenths full, and
+//!   at most [`rate`](Settings::rate) bytes a second. Only from tiers that answer at once: what is late may be under way when it would move.
+//! * **Up**: a page that is fetched comes back to its program, and is put at the top when it leaves again. One that stays stored (shared by a fork, say) is
+//!   young again and stays where it is.
+//! * **Fetches** go to whatever tier has the page. They wait for no move: the old copy stays until no fetch can be looking at it.
+//!
+//! A page costs 42 bytes of memory here, beside what its tier takes.
+
+mod sink;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+use userswap_store::{
+    Budget, Capabilities, Durability, Fetch, FetchKind, Handle, Integrity, Maintained, Page, PageKey, Stats,
+    Store, StoreError, Waiter, Wanted, check_put, check_run,
+};
+
+use crate::slab::Table;
+use sink::Sinking;
+
+/// How pages go down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// What wasn't put or fetched for so long goes a tier down.
+    pub age: Duration,
+    /// So many bytes of pages a second go down at most; `None`: as many as there are.
+    pub rate: Option<u64>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { age: Duration::from_secs(60), rate: Some(64 << 20) }
+    }
+}
+
+/// The time since some moment.
+pub type Clock = Box<dyn Fn() -> Duration + Send + Sync>;
+
+/// A stack of stores.
+pub struct Tier {
+    tiers: Vec<Level>,
+    table: Table<Entry>,
+    /// Held shared by whoever looks up a page and asks its tier for it; held alone for a moment between moving pages and freeing their old copies.
+    moves: RwLock<()>,
+    settings: Settings,
+    capabilities: Capabilities,
+    clock: Clock,
+    sinking: Mutex<Sinking>,
+    counters: Counters,
+}
+
+struct Level {
+    store: Arc<dyn Store>,
+    /// It answers at once, so pages can go down from it.
+    ready: bool,
+    capacity: Option<u64>,
+    /// For stores that answer at once.
+    nobody: Waiter,
+    hits: AtomicU64,
+    /// Pages that went down from it, and puts that it left to the next.
+    sunk: AtomicU64,
+    passed: AtomicU64,
+}
+
+/// Where a page is.
+struct Entry {
+    tier: u8,
+    inside: Handle,
+    key: PageKey,
+    /// Second of the clock when it was last put or fetched.
+    used: AtomicU32,
+}
+
+#[derive(Default)]
+struct Counters {
+    puts: AtomicU64,
+    fetches: AtomicU64,
+    frees: AtomicU64,
+    full: AtomicU64,
+    fetch_errors: AtomicU64,
+    bad_frees: AtomicU64,
+}
+
+impl Tier {
+    /// A stack of these, fastest first.
+    ///
+    /// # Errors
+    /// [`Unsupported`](StoreError::Unsupported) if there are none, more than 255, or their pages differ in size.
+    pub fn new(stores: Vec<Arc<dyn Store>>, settings: Settings) -> Result<Self, StoreError> {
+        let start = Instant::now();
+        Self::with_clock(stores, settings, Box::new(move || start.elapsed()))
+    }
+
+    /// The same, by this clock.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new).
+    pub fn with_clock(
+        stores: Vec<Arc<dyn Store>>,
+        settings: Settings,
+        clock: Clock,
+    ) -> Result<Self, StoreError> {
+        let all: Vec<_> = stores.iter().map(|store| store.capabilities()).collect();
+        let Some(first) = all.first() else {
+            return Err(StoreError::Unsupported { what: "a stack of no stores" });
+        };
+        if all.len() > usize::from(u8::MAX) {
+            return Err(StoreError::Unsupported { what: "a stack of more than 255 stores" });
+        }
+        if all.iter().any(|capabilities| capabilities.page_size != first.page_size) {
+            return Err(StoreError::Unsupported { what: "a stack of stores whose pages differ in size" });
+        }
+        let names: Vec<_> = all.iter().map(|capabilities| &*capabilities.name).collect();
+        let mut capabilities = Capabilities::new(format!("tier:{}", names.join(">")), first.page_size);
+        capabilities.max_batch = all.iter().map(|each| each.max_batch).min().unwrap_or(1);
+        let late = all.iter().any(|each| each.fetch != FetchKind::Ready);
+        capabilities.fetch = if late { FetchKind::Mixed } else { FetchKind::Ready };
+        capabilities.durability = Durability::Process;
+        capabilities.integrity = all.iter().map(|each| each.integrity).min().unwrap_or(Integrity::None);
+        capabilities.encrypts = all.iter().all(|each| each.encrypts);
+        capabilities.detects_same_filled = all.iter().all(|each| each.detects_same_filled);
+        capabilities.deduplicates = all.iter().any(|each| each.deduplicates);
+        capabilities.groups_pages = all.iter().any(|each| each.groups_pages);
+        capabilities.maintains = true;
+        let level = |(store, can): (Arc<dyn Store>, &Capabilities)| Level {
+            store,
+            ready: can.fetch == FetchKind::Ready,
+            capacity: can.capacity,
+            nobody: Waiter::none(),
+            hits: AtomicU64::new(0),
+            sunk: AtomicU64::new(0),
+            passed: AtomicU64::new(0),
+        };
+        let tiers = stores.into_iter().zip(&all).map(level).collect();
+        Ok(Self {
+            tiers,
+            table: Table::new(),
+            moves: RwLock::new(()),
+            settings,
+            capabilities,
+            clock,
+            sinking: Mutex::default(),
+            counters: Counters::default(),
+        })
+    }
+
+    fn second(&self) -> u32 {
+        u32::try_from((self.clock)().as_secs()).unwrap_or(u32::MAX)
+    }
+
+    /// Puts a batch into the first of the tiers from `from` on that takes it; which one.
+    fn put_from(
+        &self,
+        from: usize,
+        pages: &[Page<'_>],
+        handles: &mut [Option<Handle>],
+    ) -> Result<u8, StoreError> {
+        let mut result = Err(StoreError::Unsupported { what: "putting below the last tier" });
+        for (number, level) in (0_u8..).zip(&self.tiers).skip(from) {
+            result = level.store.put(pages, handles).map(|()| number);
+            match &result {
+                Ok(_) | Err(StoreError::Unsupported { .. }) => break,
+                Err(_) => drop(level.passed.fetch_add(pages.len() as u64, Ordering::Relaxed)),
+            }
+        }
+        result
+    }
+
+    /// Which tier has the page, and by which name there. It is young again.
+    fn find(&self, want: &Wanted) -> Option<(&Level, Handle)> {
+        let second = self.second();
+        let (tier, inside) = self.table.with(want.handle, |entry| {
+            entry.used.store(second, Ordering::Relaxed);
+            (entry.tier, entry.inside)
+        })?;
+        Some((self.tiers.get(usize::from(tier))?, inside))
+    }
+
+    fn fetch_one(&self, want: &Wanted, out: &mut [u8], waiter: &Waiter) -> Result<Fetch, StoreError> {
+        let Some((level, inside)) = self.find(want) else {
+            return self.counted(Err(StoreError::NotFound { key: want.key }));
+        };
+        level.hits.fetch_add(1, Ordering::Relaxed);
+        let waiter = if level.ready { &level.nobody } else { waiter };
+        self.counted(level.store.fetch(inside, want.key, out, waiter))
+    }
+
+    fn counted(&self, result: Result<Fetch, StoreError>) -> Result<Fetch, StoreError> {
+        let counter = if result.is_ok() { &self.counters.fetches } else { &self.counters.fetch_errors };
+        counter.fetch_add(1, Ordering::Relaxed);
+        result
+    }
+
+    /// How many pages from the first on lie in the same tier that answers late, and their names there.
+    fn late_stretch(&self, wanted: &[Wanted]) -> Option<(&Level, Vec<Wanted>)> {
+        let (first, _) = self.find(wanted.first()?).filter(|(level, _)| !level.ready)?;
+        let same = |want: &Wanted| {
+            let (level, handle) = self.find(want)?;
+            std::ptr::eq(level, first).then_some(Wanted { handle, key: want.key })
+        };
+        Some((first, wanted.iter().map_while(same).collect()))
+    }
+}
+
+impl Store for Tier {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities.clone()
+    }
+
+    fn put(&self, pages: &[Page<'_>], handles: &mut [Option<Handle>]) -> Result<(), StoreError> {
+        handles.fill(None);
+        check_put(&self.capabilities, pages, handles)?;
+        let tier = self.put_from(0, pages, handles).inspect_err(|error| {
+            let full = matches!(error, StoreError::Full { .. });
+            self.counters.full.fetch_add(u64::from(full), Ordering::Relaxed);
+        })?;
+        let second = self.second();
+        for (page, handle) in pages.iter().zip(handles) {
+            *handle = handle.map(|inside| {
+                self.table.insert(Entry { tier, inside, key: page.key, used: AtomicU32::new(second) })
+            });
+        }
+        self.counters.puts.fetch_add(pages.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn fetch(
+        &self,
+        handle: Handle,
+        key: PageKey,
+        out: &mut [u8],
+        waiter: &Waiter,
+    ) -> Result<Fetch, StoreError> {
+        let _no_move_ends = self.moves.read();
+        self.fetch_one(&Wanted { handle, key }, out, waiter)
+    }
+
+    fn fetch_run(
+        &self,
+        wanted: &[Wanted],
+        out: &mut [u8],
+        results: &mut [Result<Fetch, StoreError>],
+        waiter: &Waiter,
+    ) -> Result<(), StoreError> {
+        let page_size = self.capabilities.page_size;
+        check_run(page_size, wanted, out, results)?;
+        let _no_move_ends = self.moves.read();
+        let mut each = waiter.clone();
+        let mut at = 0;
+        while at < wanted.len() {
+            let token = waiter.token().wrapping_add(at as u64);
+            each.set_token(token);
+            let stretch = self.late_stretch(&wanted[at..]).filter(|(_, inside)| inside.len() > 1);
+            let Some((level, inside)) = stretch else {
+                let page = &mut out[at * page_size..(at + 1) * page_size];
+                results[at] = self.fetch_one(&wanted[at], page, &each);
+                at += 1;
+                continue;
+            };
+            let to = at + inside.len();
+            level.hits.fetch_add(inside.len() as u64, Ordering::Relaxed);
+            let (bytes, some) = (&mut out[at * page_size..to * page_size], &mut results[at..to]);
+            level.store.fetch_run(&inside, bytes, some, &each)?;
+            let failed = some.iter().filter(|result| result.is_err()).count() as u64;
+            self.counters.fetch_errors.fetch_add(failed, Ordering::Relaxed);
+            self.counters.fetches.fetch_add(some.len() as u64 - failed, Ordering::Relaxed);
+            at = to;
+        }
+        Ok(())
+    }
+
+    fn free(&self, handles: &[Handle]) {
+        for handle in handles {
+            let entry = self.table.remove(*handle);
+            let level = entry.as_ref().and_then(|entry| self.tiers.get(usize::from(entry.tier)));
+            let counter = match (entry.as_ref(), level) {
+                (Some(entry), Some(level)) => {
+                    level.store.free(&[entry.inside]);
+                    &self.counters.frees
+                }
+                _ => &self.counters.bad_frees,
+            };
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn stats(&self) -> Stats {
+        let mut stats = Stats::default();
+        for level in &self.tiers {
+            let each = level.store.stats();
+            stats.pages += each.pages;
+            stats.raw_bytes += each.raw_bytes;
+            stats.stored_bytes += each.stored_bytes;
+            stats.memory_bytes += each.memory_bytes;
+            stats.device_bytes += each.device_bytes;
+            stats.same_filled_pages += each.same_filled_pages;
+            stats.incompressible_pages += each.incompressible_pages;
+        }
+        stats.memory_bytes += self.table.bytes();
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        stats.puts = get(&self.counters.puts);
+        stats.fetches = get(&self.counters.fetches);
+        stats.frees = get(&self.counters.frees);
+        stats.full = get(&self.counters.full);
+        stats.fetch_errors = get(&self.counters.fetch_errors);
+        stats.bad_frees = get(&self.counters.bad_frees);
+        stats
+    }
+
+    fn figures(&self, tell: &mut dyn FnMut(&str, u64)) {
+        for (number, level) in self.tiers.iter().enumerate() {
+            let stats = level.store.stats();
+            for (what, figure) in [
+                ("pages", stats.pages),
+                ("stored_bytes", stats.stored_bytes),
+                ("memory_bytes", stats.memory_bytes),
+                ("device_bytes", stats.device_bytes),
+                ("hits", level.hits.load(Ordering::Relaxed)),
+                ("sunk", level.sunk.load(Ordering::Relaxed)),
+                ("passed", level.passed.load(Ordering::Relaxed)),
+            ] {
+                tell(&format!("tier{number}_{what}"), figure);
+            }
+            level.store.figures(&mut |name, figure| tell(&format!("tier{number}_{name}"), figure));
+        }
+    }
+
+    fn maintain(&self, budget: Budget) -> Maintained {
+        let mut done = self.sink(budget);
+        for level in &self.tiers {
+            let left = Budget::bytes(budget.bytes.saturating_sub(done.moved_bytes));
+            let each = level.store.maintain(left);
+            done.moved_bytes = done.moved_bytes.saturating_add(each.moved_bytes);
+            done.released_bytes += each.released_bytes;
+            done.more |= each.more;
+        }
+        done.released_bytes += self.table.trim();
+        done
+    }
+}
