@@ -258,6 +258,10 @@ impl EvictWork {
                     self.writing.push((offset, shard.generation(page)));
                 }
             }
+            // Somebody else may have written this slot out since it was chosen, and its name stand for another.
+            if space.names.lock().get(*id).is_none_or(|now| now.serial != standing.serial) {
+                self.writing.clear();
+            }
             shard.id()
         };
         let (Some(&(low, _)), Some(&(high, _))) = (self.writing.first(), self.writing.last()) else {
@@ -366,22 +370,57 @@ pub enum Keep {
     Stored,
 }
 
+/// What is done with a slot that was moved into.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Then {
+    /// It is left as it is.
+    Leave,
+    /// It is written out at once.
+    Write,
+    /// It is left to be written out soon, by whoever has time.
+    Queue,
+}
+
+impl From<Keep> for Then {
+    fn from(keep: Keep) -> Self {
+        match keep {
+            Keep::Standby => Self::Leave,
+            Keep::Stored => Self::Write,
+        }
+    }
+}
+
 impl Space {
     /// Moves out what is resident of the regions in `span`, at most `most` pages. Faults are served all the while.
     ///
     /// # Errors
     /// When it had to stop early; what was done by then stays done, and nothing is lost.
     pub fn move_out(&self, span: Span, most: u64, keep: Keep) -> Result<MovedOut, EvictError> {
+        let moved = self.move_out_by(&mut EvictWork::new(self.pool.slot_pages()), span, most, keep.into())?;
+        self.reclaim_slots()?;
+        Ok(moved)
+    }
+
+    /// As [`move_out`](Self::move_out), with buffers for slots of this address space's kind that the caller keeps. The
+    /// slots that were written out are left to be [emptied](Self::reclaim_slots).
+    pub(crate) fn move_out_by(
+        &self,
+        work: &mut EvictWork,
+        span: Span,
+        most: u64,
+        then: Then,
+    ) -> Result<MovedOut, EvictError> {
         let _mover = self.mover.lock();
-        let mut work = EvictWork::new(self.pool.slot_pages());
         let mut moved = MovedOut::default();
         for part in self.live_parts(span) {
             if moved.moved >= most {
                 break;
             }
-            self.move_part(&mut work, &part.region, part.piece, most, keep, &mut moved)?;
+            let done = self.move_part(work, &part.region, part.piece, most, then, &mut moved);
+            // What an error left in hand holds its slot.
+            work.leave_standing();
+            done?;
         }
-        self.reclaim_slots()?;
         Ok(moved)
     }
 
@@ -391,7 +430,7 @@ impl Space {
         region: &Arc<Region>,
         piece: Piece,
         most: u64,
-        keep: Keep,
+        then: Then,
         moved: &mut MovedOut,
     ) -> Result<(), EvictError> {
         if !work.look(self, piece)? {
@@ -430,16 +469,26 @@ impl Space {
                     from = work.end();
                 }
             }
-            if keep == Keep::Stored {
-                self.write_standing(work, moved)?;
-            } else {
-                work.leave_standing();
+            match then {
+                Then::Write => self.write_standing(work, moved)?,
+                Then::Queue => {
+                    if let Some((id, standing)) =
+                        work.standing.take().filter(|(_, at)| at.slot.phase() == Phase::Ready)
+                    {
+                        self.writes().push(id, standing);
+                    }
+                }
+                Then::Leave => work.leave_standing(),
             }
         }
         Ok(())
     }
 
-    fn write_standing(&self, work: &mut EvictWork, moved: &mut MovedOut) -> Result<(), EvictError> {
+    pub(crate) fn write_standing(
+        &self,
+        work: &mut EvictWork,
+        moved: &mut MovedOut,
+    ) -> Result<(), EvictError> {
         let written = work.write(self);
         let directory = self.shared();
         work.commit(self, moved);

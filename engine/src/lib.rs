@@ -3,6 +3,7 @@
 //! Start with [`fault`]: read → decide → fetch → install. [`evict`] is the way out. Both are thin shells over the pure
 //! [`core`]; the [`memory`] seam says how an address space is reached, [`space`] holds its gate, [`engine`] the threads.
 
+mod arrivals;
 mod brake;
 pub mod core;
 pub mod directory;
@@ -23,6 +24,7 @@ pub mod slots;
 pub mod space;
 mod steer;
 pub mod watched;
+mod writes;
 
 pub use engine::{Engine, EngineBuilder, Observer, SpaceId, Unobserved};
 pub use evict::{EvictError, Keep, MovedOut};

@@ -1,44 +1,131 @@
-//! Holding an address space under a limit: a hand goes round its regions and moves out what it finds resident.
+//! Holding an address space under a limit: what goes out is chosen by [`Victims`], from what came in and when.
 
 use crate::directory::bytes_of;
-use crate::evict::{EvictError, Keep, MovedOut};
+use crate::evict::{EvictError, EvictWork, Keep, MovedOut, Then};
 use crate::space::Space;
-use userswap_uffd::{Span, page_size};
+use std::time::{Duration, Instant};
+use userswap_policy::Victims;
+use userswap_uffd::{Span, page_bytes};
 
-/// Where the hand of one address space stands.
+/// Chooses what of one address space goes out, and moves it.
 #[derive(Default)]
 pub struct Pacer {
-    hand: u64,
+    victims: Victims,
+    work: Option<EvictWork>,
+    arrivals: Vec<(u64, u64)>,
+    present: Vec<bool>,
+    /// When memory nobody told of is looked for again.
+    look_at: Option<Instant>,
 }
 
-/// How much the hand looks at before it moves out, so that a round is spread over the whole.
-const STRIDE: u64 = 2 << 20;
+/// Pages chosen together: what a slot holds, where it is of the usual size. Aligned, so that a fault's block is all in one of them.
+const BLOCK: u64 = 64;
+
+/// Memory nobody told of is looked for no oftener, and never for more than a tenth of the time.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Slots that nobody stands in any more are emptied so many at a time: until then their pages count.
+const DRAINED: usize = 4;
+
+/// Slots left to be written out by whoever has time, before one is written here.
+const AHEAD: usize = 4;
 
 impl Pacer {
-    /// A hand at the lowest address.
+    /// One that knows nothing yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Moves out `pages` pages from the hand on, or all there is after one full round.
+    /// Moves out `pages` pages and perhaps the rest of a block, or all there is.
     ///
     /// # Errors
     /// As [`Space::move_out`].
     pub fn move_out(&mut self, space: &Space, pages: u64, keep: Keep) -> Result<MovedOut, EvictError> {
         let mut total = MovedOut::default();
-        let spans = strides(space);
-        let start = spans.iter().position(|span| span.start() >= self.hand).unwrap_or(0);
-        for span in spans[start..].iter().chain(&spans[..start]) {
+        let told = self.hear(space);
+        let all = pages >= self.victims.pages();
+        if all || !told || self.look_at.is_none_or(|at| at <= Instant::now()) {
+            self.look(space, all || !told)?;
+        }
+        let mut done = self.choose(space, pages, keep, &mut total);
+        if done.is_ok() && total.moved < pages && !all {
+            done = self.look(space, true).and_then(|()| self.choose(space, pages, keep, &mut total));
+        }
+        if let Some(work) = &mut self.work {
+            total.stored += space.write_all(work)?;
+        }
+        done?;
+        space.reclaim_slots()?;
+        Ok(total)
+    }
+
+    /// Takes note of what came in.
+    fn hear(&mut self, space: &Space) -> bool {
+        let told = space.arrivals().take(&mut self.arrivals);
+        for &(from, to) in &self.arrivals {
+            let Ok(span) = Span::between(from, to) else { continue };
+            for piece in blocks(span) {
+                self.victims.arrived(name(piece), pages_of(piece.len()));
+            }
+        }
+        told
+    }
+
+    /// Looks for memory that is there and that nobody told of: in blocks that were never in hand, or in all that aren't now.
+    fn look(&mut self, space: &Space, everywhere: bool) -> Result<(), EvictError> {
+        let started = Instant::now();
+        for part in space.parts() {
+            let Ok(span) = Span::new(part.piece.addr, bytes_of(part.piece.pages)) else { continue };
+            let victims = &self.victims;
+            let is_new =
+                |block: u64| if everywhere { !victims.is_in(block) } else { !victims.is_known(block) };
+            for run in runs(span, is_new) {
+                space.memory().resident(run, &mut self.present)?;
+                let mut present = self.present.iter();
+                for piece in blocks(run) {
+                    let count =
+                        present.by_ref().take(pages_of(piece.len()) as usize).filter(|is| **is).count();
+                    self.victims.found(name(piece), u32::try_from(count).unwrap_or(u32::MAX));
+                }
+            }
+        }
+        self.look_at = Some(Instant::now() + LOOK.max(started.elapsed() * 10));
+        Ok(())
+    }
+
+    fn choose(
+        &mut self,
+        space: &Space,
+        pages: u64,
+        keep: Keep,
+        total: &mut MovedOut,
+    ) -> Result<(), EvictError> {
+        let work = self.work.get_or_insert_with(|| EvictWork::new(space.slots().slot_pages()));
+        let then = if keep == Keep::Stored { Then::Queue } else { Then::Leave };
+        // Each has its turn once: what can't move joins again.
+        for _ in 0..self.victims.len() {
             if total.moved >= pages {
                 break;
             }
-            let moved = space.move_out(*span, pages - total.moved, keep)?;
+            let Some(block) = self.victims.choose() else { break };
+            let bytes = BLOCK * page_bytes();
+            let Ok(span) = Span::new(block * bytes, bytes) else { continue };
+            let moved = space.move_out_by(work, span, u64::MAX, then).inspect_err(|_| {
+                self.victims.left(block, 0, 1);
+            })?;
+            let count = |pages: u64| u32::try_from(pages).unwrap_or(u32::MAX);
+            self.victims.left(block, count(moved.moved), count(moved.pinned));
             total.moved += moved.moved;
             total.stored += moved.stored;
             total.pinned += moved.pinned;
-            self.hand = span.end();
+            while space.writes().len() > AHEAD {
+                space.write_next(work)?;
+            }
+            if space.slots().drained() >= DRAINED {
+                space.reclaim_slots()?;
+            }
         }
-        Ok(total)
+        Ok(())
     }
 
     /// Pages of managed regions that are resident now.
@@ -67,13 +154,52 @@ impl Pacer {
     }
 }
 
-/// The managed parts, cut into strides.
-fn strides(space: &Space) -> Vec<Span> {
-    let stride = STRIDE.max(page_size() as u64);
-    space
-        .parts()
-        .iter()
-        .filter_map(|part| Span::new(part.piece.addr, bytes_of(part.piece.pages)).ok())
-        .flat_map(|span| span.pieces(stride))
-        .collect()
+/// The block that a piece of one is of.
+fn name(piece: Span) -> u64 {
+    piece.start() / (BLOCK * page_bytes())
+}
+
+fn pages_of(bytes: u64) -> u32 {
+    u32::try_from(bytes / page_bytes()).unwrap_or(u32::MAX)
+}
+
+/// A range, cut where blocks begin.
+fn blocks(span: Span) -> impl Iterator<Item = Span> {
+    let bytes = BLOCK * page_bytes();
+    (span.start() / bytes..span.end().div_ceil(bytes)).filter_map(move |block| {
+        Span::between(span.start().max(block * bytes), span.end().min((block + 1) * bytes)).ok()
+    })
+}
+
+/// The longest parts of a range whose blocks are all `wanted`.
+fn runs(span: Span, wanted: impl Fn(u64) -> bool) -> Vec<Span> {
+    let mut runs: Vec<Span> = Vec::new();
+    for piece in blocks(span).filter(|piece| wanted(name(*piece))) {
+        let joined = runs
+            .last()
+            .filter(|last| last.end() == piece.start())
+            .and_then(|last| Span::between(last.start(), piece.end()).ok());
+        match (joined, runs.last_mut()) {
+            (Some(joined), Some(last)) => *last = joined,
+            _ => runs.push(piece),
+        }
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_cut_where_blocks_begin_and_joined_again() {
+        let bytes = BLOCK * page_bytes();
+        let span = Span::between(bytes * 3 - page_bytes(), bytes * 6 + page_bytes()).unwrap();
+        let names: Vec<(u64, u32)> = blocks(span).map(|piece| (name(piece), pages_of(piece.len()))).collect();
+        assert_eq!(names, [(2, 1), (3, 64), (4, 64), (5, 64), (6, 1)]);
+        let pages = |runs: Vec<Span>| runs.iter().map(|run| pages_of(run.len())).collect::<Vec<_>>();
+        assert_eq!(pages(runs(span, |_| true)), [194]);
+        assert_eq!(pages(runs(span, |block| block != 4)), [65, 65]);
+        assert_eq!(pages(runs(span, |_| false)), [] as [u32; 0]);
+    }
 }

@@ -73,6 +73,11 @@ impl SlotPool {
         self.ranges.lock().free.len()
     }
 
+    /// Slots that nobody stands in any more and that aren't empty yet.
+    pub fn drained(&self) -> usize {
+        self.ranges.lock().drained.len()
+    }
+
     /// A free slot of the address space that `host` reaches.
     pub fn take(self: &Arc<Self>, host: &Arc<dyn Memory>) -> Option<Arc<Slot>> {
         let mut ranges = self.ranges.lock();

@@ -2,13 +2,15 @@
 
 mod events;
 
+use crate::arrivals::Arrivals;
 use crate::brake::Brake;
-use crate::core::{Counts, Generation, Lost, PageIndex, Piece, RegionId, Shard, SlotId, Transition};
+use crate::core::{Counts, Generation, Lost, Nearby, PageIndex, Piece, RegionId, Shard, SlotId, Transition};
 use crate::directory::{Directory, Part, Region, bytes_of, pages_in};
 use crate::histogram::Histogram;
 use crate::memory::{Batch, Fault, Memory, MemoryError};
 use crate::shares::Shares;
 use crate::slots::{Phase, SlotNames, SlotPool, Standing};
+use crate::writes::Writes;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -50,6 +52,9 @@ pub struct Space {
     key_bases: RwLock<HashMap<RegionId, u64>>,
     counts: Counts,
     service: Histogram,
+    nearby: Mutex<Nearby>,
+    arrivals: Arrivals,
+    writes: Writes,
     broken_promise: AtomicBool,
     sentinel: AtomicU64,
     /// Ranges that were let go of while others were out, and so are registered still.
@@ -126,6 +131,9 @@ impl Space {
             key_bases: RwLock::new(HashMap::new()),
             counts,
             service: Histogram::default(),
+            nearby: Mutex::default(),
+            arrivals: Arrivals::default(),
+            writes: Writes::default(),
             broken_promise: AtomicBool::new(false),
             sentinel: AtomicU64::new(0),
             leftover: Mutex::new(Vec::new()),
@@ -302,6 +310,21 @@ impl Space {
         }
     }
 
+    /// How large a lot is worth bringing in with a page that is out.
+    pub(crate) fn worth(&self, region: RegionId, page: PageIndex, most: u32) -> u32 {
+        self.nearby.lock().asked(region, page, most)
+    }
+
+    /// What came back lately.
+    pub(crate) fn arrivals(&self) -> &Arrivals {
+        &self.arrivals
+    }
+
+    /// What is to be written out.
+    pub(crate) fn writes(&self) -> &Writes {
+        &self.writes
+    }
+
     // ---- parked faults ----
 
     /// Lays a fault aside until something changes: an event is applied, a move recorded, or a moment passed.
@@ -322,6 +345,10 @@ impl Space {
     /// than it can be moved out.
     pub fn set_brake(&self, delay: Duration) {
         self.brake.set(delay);
+    }
+
+    pub(crate) fn is_braking(&self) -> bool {
+        self.brake.holds()
     }
 
     /// Takes the parked faults up again, to be decided anew.
@@ -392,6 +419,7 @@ impl Space {
         }
         self.parked.lock().clear();
         self.brake.clear();
+        self.writes.clear();
         self.release(&mut lost);
     }
 

@@ -64,7 +64,7 @@ impl Rig {
     }
 
     fn touch(&mut self, index: u32) -> Decision {
-        self.shard.decide(page(index), 8, &mut self.flight)
+        self.shard.decide(page(index), 8, 1, &mut self.flight)
     }
 
     /// Everything aboard is loaded and lands.
@@ -112,7 +112,7 @@ fn a_second_thread_is_left_to_the_first_ones_flight() {
     rig.stored(0, 2);
     assert_eq!(rig.touch(0), Decision::Load);
     let mut other = Flight::with_capacity(8);
-    assert_eq!(rig.shard.decide(page(0), 8, &mut other), Decision::InFlight);
+    assert_eq!(rig.shard.decide(page(0), 8, 1, &mut other), Decision::InFlight);
     assert_eq!(rig.counts.get(Transition::DuplicateFault), 1);
 }
 
@@ -121,7 +121,7 @@ fn a_flight_of_one_page_at_most_is_no_panic() {
     let mut rig = Rig::new();
     rig.stored(0, 4);
     for index in 0..4 {
-        assert_eq!(rig.shard.decide(page(index), 1, &mut rig.flight), Decision::Load);
+        assert_eq!(rig.shard.decide(page(index), 1, 1, &mut rig.flight), Decision::Load);
         assert_eq!(rig.flight.len(), 1);
         rig.land();
     }

@@ -5,6 +5,8 @@
 
 mod budget;
 mod limit;
+mod victims;
 
 pub use budget::{Budget, Demand};
 pub use limit::{Footprint, Limiter, Limits, Order, Sample, Verdict};
+pub use victims::Victims;

@@ -69,6 +69,16 @@ pub struct Limiter {
     last: Option<Last>,
     /// Bytes a second that come in: at once what it was found to be, and slowly forgotten.
     inflow: u64,
+    /// When an order last moved a good part of what it was to.
+    fruitful: Duration,
+    /// Orders find little to move: until when that is taken for so, and when the next is tried.
+    stuck: Option<Stuck>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Stuck {
+    until: Duration,
+    again: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +109,15 @@ const LONGEST_BRAKE: Duration = Duration::from_millis(10);
 /// A brake this slight is none.
 const SHORTEST_BRAKE: Duration = Duration::from_micros(20);
 
+/// After so long without an order that moved half of what it was to, the limit is taken for one that can't be reached.
+const FRUITLESS: Duration = Duration::from_millis(100);
+
+/// How often it is tried again then. In between, the program gets on with what it needs.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// How long it is taken for that after an order that found little.
+const RESIGNED: Duration = Duration::from_millis(500);
+
 /// An order smaller than this isn't worth the round trip.
 const LEAST_ORDER: u64 = 256 << 10;
 
@@ -123,6 +142,20 @@ impl Limiter {
         self.inflow
     }
 
+    /// Orders for `asked` bytes in all were carried out, and `moved` bytes went. Where there is much less to move than would have to be,
+    /// holding pages back gains nothing: what the program needs to take a step is more than it may have.
+    pub fn answered(&mut self, at: Duration, asked: u64, moved: u64) {
+        if asked == 0 {
+            return;
+        }
+        if moved >= asked / 2 {
+            self.fruitful = at;
+            self.stuck = None;
+        } else if at.saturating_sub(self.fruitful) >= FRUITLESS {
+            self.stuck = Some(Stuck { until: at + RESIGNED, again: at + RETRY });
+        }
+    }
+
     /// What to do about a sample.
     pub fn judge(&mut self, sample: &Sample<'_>) -> Verdict {
         let movable: u64 = sample.clients.iter().map(|client| client.resident).sum();
@@ -139,7 +172,14 @@ impl Limiter {
             let excess = resident - shared.saturating_sub(margin).min(resident);
             share_out(sample.clients, movable, excess, &mut orders);
         }
-        let brake = brake(shared - margin / 2, shared, resident);
+        let stuck = self.stuck.filter(|stuck| sample.at < stuck.until);
+        if stuck.is_some_and(|stuck| sample.at < stuck.again) {
+            orders.clear();
+        }
+        let brake = match stuck {
+            Some(_) => Duration::ZERO,
+            None => brake(shared - margin / 2, shared, resident),
+        };
         let next = self.pause(Some(shared.saturating_sub(resident)));
         Verdict {
             orders,
@@ -364,6 +404,39 @@ mod tests {
         assert_eq!(brake(64 * MIB), LONGEST_BRAKE);
         assert_eq!(brake(u64::MAX / 2), LONGEST_BRAKE);
         assert_eq!(brake(40 * MIB), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_limit_that_cant_be_reached_holds_nothing_back() {
+        let mut limiter = Limiter::new(resident(16 * MIB));
+        let clients = [client(1, 20 * MIB)];
+        let (mut orders, mut at) = (0, 0u64);
+        let mut braked = 0;
+        while at < 2_000 {
+            let verdict = limiter.judge(&sample(at, &clients, 0));
+            for order in verdict.orders {
+                orders += 1;
+                limiter.answered(Duration::from_millis(at), order.bytes, MIB / 2);
+            }
+            braked += u64::from(!verdict.brake.is_zero() && at > 200);
+            at += 5;
+        }
+        assert_eq!(braked, 0);
+        assert!((10..60).contains(&orders), "{orders} orders");
+        // It shrank, and can be held again.
+        limiter.answered(Duration::from_millis(2_000), 4 * MIB, 4 * MIB);
+        assert_eq!(limiter.judge(&sample(2_001, &clients, 0)).brake, LONGEST_BRAKE);
+    }
+
+    #[test]
+    fn one_order_that_finds_little_among_others_is_no_reason() {
+        let mut limiter = Limiter::new(resident(16 * MIB));
+        let clients = [client(1, 20 * MIB)];
+        for at in 0..100 {
+            let now = Duration::from_millis(at * 10);
+            limiter.answered(now, MIB, if at % 5 == 0 { MIB } else { 0 });
+            assert_eq!(limiter.judge(&sample(at * 10, &clients, 0)).brake, LONGEST_BRAKE, "{at}");
+        }
     }
 
     #[test]

@@ -2,10 +2,10 @@
 //!
 //! One thread takes a sample every so often (see [`Limiter`]), and has the clients' stewards move out what the limiter says.
 
-use super::footprint::{anonymous_bytes, proportional_bytes};
+use super::footprint::{Shares, anonymous_bytes};
 use super::server::{Server, ServerError};
 use super::throttle::Throttle;
-use crossbeam::channel::{Receiver, TryRecvError};
+use crossbeam::channel::{Receiver, Select, TryRecvError};
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
 use std::io;
@@ -53,6 +53,9 @@ struct Shared {
 
 /// How often what is kept for the record is measured exactly, and the share of samples over the limit counted.
 const EXACT: Duration = Duration::from_millis(100);
+
+/// How long an order's end is waited for before everything is looked at again.
+const SHORT: Duration = Duration::from_millis(10);
 
 impl Warden {
     /// Starts to hold `server`'s clients to `limits`.
@@ -109,7 +112,14 @@ impl Drop for Warden {
 }
 
 /// Orders that are out, by process.
-type Orders = HashMap<u32, Receiver<Result<MovedOut, ServerError>>>;
+type Orders = HashMap<u32, Out>;
+
+/// One that is.
+struct Out {
+    answer: Receiver<Result<MovedOut, ServerError>>,
+    /// Bytes.
+    asked: u64,
+}
 
 impl Shared {
     fn run(&self) {
@@ -117,13 +127,15 @@ impl Shared {
         let mut out = Orders::new();
         let mut exact_at = None;
         let mut clients = Vec::new();
+        let mut shares = Shares::default();
         loop {
-            collect(&mut out);
+            let (asked, moved) = collect(&mut out);
+            self.limiter.lock().answered(started.elapsed(), asked, moved);
             let exactly = exact_at.is_none_or(|at: Instant| at.elapsed() >= EXACT);
             if exactly {
                 exact_at = Some(Instant::now());
             }
-            let fixed = self.look(&out, exactly, &mut clients);
+            let fixed = self.look(&out, exactly, &mut shares, &mut clients);
             let store = self.server.engine().store().stats();
             let sample = Sample {
                 at: started.elapsed(),
@@ -157,11 +169,12 @@ impl Shared {
             }
             for order in verdict.orders {
                 if let Ok(answer) = self.server.begin_evict(order.pid, Some(order.bytes)) {
-                    out.insert(order.pid, answer);
+                    out.insert(order.pid, Out { answer, asked: order.bytes });
                 }
             }
+            wait_for_one(&out, verdict.next.min(SHORT));
             let mut stop = self.stop.lock();
-            if !*stop {
+            if !*stop && out.is_empty() {
                 self.poke.wait_for(&mut stop, verdict.next);
             }
             if *stop {
@@ -174,30 +187,22 @@ impl Shared {
     }
 
     /// Measures everybody. Returns what counts but can't be moved.
-    fn look(&self, out: &Orders, exactly: bool, clients: &mut Vec<Footprint>) -> u64 {
+    fn look(&self, out: &Orders, exactly: bool, shares: &mut Shares, clients: &mut Vec<Footprint>) -> u64 {
         clients.clear();
         let pids = self.server.pids();
-        // One process shares with nobody that counts: the cheap count is the exact one.
-        let measure = if exactly && pids.len() > 1 || self.is_close(&pids) {
-            proportional_bytes
-        } else {
-            anonymous_bytes
-        };
-        clients.extend(pids.iter().filter_map(|&pid| {
-            Some(Footprint { pid, resident: measure(pid).ok()?, busy: out.contains_key(&pid) })
-        }));
         let beside = Some(self.beside.load(Ordering::Relaxed)).filter(|pid| *pid != 0 && !pids.contains(pid));
-        beside.and_then(|pid| measure(pid).ok()).unwrap_or(0)
-    }
-
-    /// Whether several processes seem to be near the limit, so that what they share has to be counted once.
-    fn is_close(&self, pids: &[u32]) -> bool {
         let limits = self.limiter.lock().limits();
-        let Some(most) = limits.resident.into_iter().chain(limits.total).filter(|most| *most > 0).min()
-        else {
-            return false;
+        let most = limits.resident.into_iter().chain(limits.total).filter(|most| *most > 0).min();
+        let far = if limits.client.is_some_and(|most| most > 0) {
+            0
+        } else {
+            most.map_or(u64::MAX, |most| most / 3 * 2)
         };
-        pids.len() > 1 && pids.iter().filter_map(|&pid| anonymous_bytes(pid).ok()).sum::<u64>() > most / 3 * 2
+        shares.look(&pids, exactly, far);
+        clients.extend(pids.iter().filter_map(|&pid| {
+            Some(Footprint { pid, resident: shares.bytes(pid)?, busy: out.contains_key(&pid) })
+        }));
+        beside.and_then(|pid| anonymous_bytes(pid).ok()).unwrap_or(0)
     }
 
     fn moved_out(&self) -> u64 {
@@ -217,14 +222,33 @@ impl Shared {
     }
 }
 
-/// Forgets the orders that were carried out.
-fn collect(out: &mut Orders) {
-    out.retain(|pid, answer| match answer.try_recv() {
+/// Sleeps until an order was carried out, if there are any, but no longer than `patience`.
+fn wait_for_one(out: &Orders, patience: Duration) {
+    if out.is_empty() {
+        return;
+    }
+    let mut select = Select::new();
+    for order in out.values() {
+        select.recv(&order.answer);
+    }
+    let _ = select.ready_timeout(patience);
+}
+
+/// Forgets the orders that were carried out. What these were for, and what they moved, in bytes.
+fn collect(out: &mut Orders) -> (u64, u64) {
+    let (mut asked, mut moved) = (0, 0);
+    out.retain(|pid, order| match order.answer.try_recv() {
         Err(TryRecvError::Empty) => true,
         Ok(Err(error)) => {
             tracing::debug!(pid, %error, "holding a client to the limit");
             false
         }
-        Ok(Ok(_)) | Err(TryRecvError::Disconnected) => false,
+        Ok(Ok(done)) => {
+            asked += order.asked;
+            moved += done.moved * page_bytes();
+            false
+        }
+        Err(TryRecvError::Disconnected) => false,
     });
+    (asked, moved)
 }

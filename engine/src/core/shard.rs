@@ -221,17 +221,25 @@ impl Shard {
 
     // ---- faults ----
 
-    /// A thread waits for `page`. Fills `flight` if something is to be loaded, with up to `most` pages, as many as fault-around says.
-    pub fn decide(&mut self, page: PageIndex, most: u32, flight: &mut Flight) -> Decision {
-        self.decide_for(page, None, most, flight)
+    /// A thread waits for `page`. Fills `flight` if something is to be loaded, with up to `most` pages: what
+    /// there is of the aligned lot of so many pages that it is in, or, where that is one page, what follows if it was reached in order.
+    pub fn decide(&mut self, page: PageIndex, most: u32, lot: u32, flight: &mut Flight) -> Decision {
+        self.decide_for(page, None, most, lot, flight)
     }
 
     /// As [`decide`](Self::decide) for `pages` pages that are all wanted.
     pub fn decide_all(&mut self, page: PageIndex, pages: u32, flight: &mut Flight) -> Decision {
-        self.decide_for(page, Some(pages), pages, flight)
+        self.decide_for(page, Some(pages), pages, 1, flight)
     }
 
-    fn decide_for(&mut self, page: PageIndex, all: Option<u32>, most: u32, flight: &mut Flight) -> Decision {
+    fn decide_for(
+        &mut self,
+        page: PageIndex,
+        all: Option<u32>,
+        most: u32,
+        lot: u32,
+        flight: &mut Flight,
+    ) -> Decision {
         flight.pages.clear();
         flight.first = page;
         flight.demand = 0;
@@ -261,10 +269,18 @@ impl Shard {
                 Decision::Poison
             }
             PageState::Standby(_) | PageState::Stored(_) => {
-                let window = all.unwrap_or_else(|| self.around.window(page, most));
-                self.board_run(page, window, flight);
+                let (first, window) = match all {
+                    Some(pages) => (page, pages),
+                    None => {
+                        let window = self.around.window(page, most);
+                        let around = self.lot_around(page, lot.min(most));
+                        if window < around.1 { around } else { (page, window) }
+                    }
+                };
+                self.board_run(first, window, flight);
+                flight.demand = page.since(flight.first);
                 if all.is_none() {
-                    self.around.ran_to(page.0 + flight.len());
+                    self.around.ran_to(flight.first.0 + flight.len());
                 }
                 Decision::Load
             }
@@ -296,9 +312,26 @@ impl Shard {
         }
     }
 
+    /// The run within the lot of `most` pages that `page` is in that comes from the same kind of place without a gap.
+    fn lot_around(&self, page: PageIndex, most: u32) -> (PageIndex, u32) {
+        let start = page.0 - page.0 % most.max(1);
+        let mut first = page;
+        while first.0 > start && follows(self.pages.state(PageIndex(first.0 - 1)), self.pages.state(first)) {
+            first.0 -= 1;
+        }
+        // Where the mapping begins within the lot.
+        let room = self.mapped.iter().find_map(|piece| {
+            let within = page.0.checked_sub(piece.first.0)?;
+            (within < piece.pages).then_some(within)
+        });
+        let first = PageIndex(first.0.max(page.0 - room.unwrap_or(0)));
+        (first, (start + most).min(self.len()) - first.0)
+    }
+
     /// Takes pages from `page` on into the flight while they come from the same kind of place and are mapped in one piece.
     #[allow(clippy::cast_possible_truncation)] // a window of pages
     fn board_run(&mut self, page: PageIndex, window: u32, flight: &mut Flight) {
+        flight.first = page;
         let room = self
             .mapped
             .iter()
@@ -545,5 +578,16 @@ impl Shard {
             }
         }
         pending
+    }
+}
+
+/// Whether a page that is `next` can come back with its neighbour before it that is `state`.
+fn follows(state: PageState, next: PageState) -> bool {
+    match (state, next) {
+        (PageState::Stored(_), PageState::Stored(_)) => true,
+        (PageState::Standby(at), PageState::Standby(next)) => {
+            at.slot == next.slot && at.offset + 1 == next.offset
+        }
+        _ => false,
     }
 }

@@ -1,6 +1,7 @@
 //! The loop of a handler thread.
 
 use super::{BELL, Shared, SpaceId};
+use crate::evict::EvictWork;
 use crate::fault::FaultWork;
 use crate::memory::Batch;
 use crate::placement::Follower;
@@ -16,6 +17,8 @@ use std::time::{Duration, Instant};
 struct Hands {
     number: usize,
     work: FaultWork,
+    /// For helping whoever moves out.
+    out: Option<EvictWork>,
     batch: Batch,
     follower: Follower,
     /// The address space served last.
@@ -51,6 +54,7 @@ impl Shared {
         let mut hands = Hands {
             number,
             work: FaultWork::new(self.around),
+            out: None,
             batch: Batch::with_capacity(RING_MESSAGES),
             follower: Follower::new(number),
             last: None,
@@ -90,6 +94,7 @@ impl Shared {
             while self.take_post(&mut hands) {}
             std::mem::swap(&mut hands.soon, &mut now);
             for again in now.drain(..) {
+                self.help_out(again, &mut hands);
                 self.pump(again, &mut hands);
             }
             for event in &events {
@@ -226,6 +231,14 @@ impl Shared {
         hands.last = Some(id);
         self.placement.busy_in(id);
         served
+    }
+
+    /// While faults are held back there is time to help those they are held back for.
+    fn help_out(&self, id: u64, hands: &mut Hands) {
+        let space = self.spaces.read().get(&id).cloned();
+        if space.is_some_and(|space| space.help_out(&mut hands.out)) {
+            hands.busy = true;
+        }
     }
 
     /// Serves one fault. `known` is an address space at hand, perhaps the fault's.

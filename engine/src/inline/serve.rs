@@ -88,7 +88,7 @@ impl Inline {
             Means::Thread { all: Some(pages) } => {
                 state.shard.decide_all(page, pages.min(self.around), &mut kit.flight)
             }
-            _ => state.shard.decide(page, self.around, &mut kit.flight),
+            _ => state.shard.decide(page, self.around, 1, &mut kit.flight),
         } {
             Decision::Zero => self.zero(state, page, write, blocked),
             Decision::Load => self.load(state, &mut kit, means, blocked),
