@@ -39,6 +39,8 @@ pub(crate) enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Measure a whole program in less memory than it has: under `userswap run --limit`, and in a memory cgroup that swaps to zram, in turn.
+    Limit(LimitRun),
     /// Write the private anonymous memory of a living process to a file, its largest mappings first.
     Capture {
         /// Its number.
@@ -56,6 +58,70 @@ pub(crate) enum Command {
         /// What it is to be.
         role: String,
     },
+}
+
+/// What program to run in how much memory.
+#[derive(Debug, clap::Args)]
+pub(crate) struct LimitRun {
+    /// A small heap and limit: a minute at most a round.
+    #[arg(long)]
+    quick: bool,
+    /// MiB of objects that the program makes; 300 unless it is to be quick.
+    #[arg(long)]
+    heap: Option<u64>,
+    /// What it may have in memory; 64M unless it is to be quick.
+    #[arg(long, value_parser = parse_size)]
+    limit: Option<u64>,
+    /// How it goes through them.
+    #[arg(long, value_enum, default_value = "walk")]
+    pub(crate) order: Order,
+    /// How often it does.
+    #[arg(long, default_value = "5")]
+    pub(crate) walks: u32,
+    /// How often everything is measured.
+    #[arg(long, default_value = "3")]
+    pub(crate) rounds: NonZeroUsize,
+    /// Leave the kernel's swap out.
+    #[arg(long)]
+    pub(crate) no_zram: bool,
+    /// The program `userswap`; unless it is named, the one beside this.
+    #[arg(long)]
+    pub(crate) userswap: Option<PathBuf>,
+    /// Where to write the report as JSON.
+    #[arg(long)]
+    pub(crate) json: Option<PathBuf>,
+}
+
+impl LimitRun {
+    pub(crate) fn heap_mib(&self) -> u64 {
+        self.heap.unwrap_or(if self.quick { 60 } else { 300 })
+    }
+
+    /// In bytes.
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit.unwrap_or(if self.quick { 20 << 20 } else { 64 << 20 })
+    }
+}
+
+/// How a program goes through its heap.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum Order {
+    /// In the order it was made.
+    Walk,
+    /// A tenth of it, anywhere.
+    Random,
+    /// Half as often as there are objects, mostly the same.
+    Some,
+}
+
+impl Order {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Walk => "walk",
+            Self::Random => "random",
+            Self::Some => "some",
+        }
+    }
 }
 
 /// What to measure.

@@ -53,6 +53,9 @@ pub(crate) enum Error {
         /// How many.
         pages: usize,
     },
+    /// A program in a memory cgroup.
+    #[error("the kernel killed the program for want of memory")]
+    Killed,
     /// A program that was run.
     #[error("{program} failed: {message}")]
     Program {

@@ -12,6 +12,7 @@ mod error;
 mod image;
 mod image_source;
 mod kernel;
+mod limit;
 mod local;
 mod machine;
 mod pattern;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
     let done = match args.command {
         None => run(&args.run),
         Some(Command::Image { kind, output, size, seed }) => image_source::make(kind, size, seed, &output),
+        Some(Command::Limit(args)) => limit::run(&args),
         Some(Command::Capture { pid, output, max }) => capture::capture_to(pid, &output, max).map(|_| ()),
         Some(Command::Child { role }) => child::serve(&role),
     };

@@ -147,3 +147,27 @@ fn wait_until(patience: Duration, done: impl Fn() -> bool) -> bool {
     }
     done()
 }
+
+#[test]
+fn a_program_in_less_memory_gives_the_same_answer() {
+    const NAME: &str = "a_program_in_less_memory_gives_the_same_answer";
+    let userswap = PathBuf::from(env!("CARGO_BIN_EXE_userswap-bench")).with_file_name("userswap");
+    if !userswap.is_file() || Command::new("python3").arg("-V").output().is_err() {
+        eprintln!("SKIPPED {NAME}: there is no userswap beside the benchmark, or no python3");
+        return;
+    }
+    if !userfaultfd(NAME) {
+        return;
+    }
+    let json = Scratch::new("limit.json");
+    let mut bench = bench();
+    bench.args(["limit", "--no-zram", "--rounds", "1", "--heap", "12", "--limit", "12M", "--walks", "1"]);
+    let output = bench.arg("--json").arg(&json.0).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{stderr}");
+    let report: Value = serde_json::from_slice(&std::fs::read(&json.0).unwrap()).unwrap();
+    assert_eq!(report["rounds"].as_array().unwrap().len(), 1);
+    assert!(report["rounds"][0]["userswap"]["seconds"].as_f64().unwrap() > 0.0, "{report}");
+    assert!(report["rounds"][0]["cgroup"].is_null() && report["ratio"].is_null(), "{report}");
+    assert_eq!(report["left_out"][0], "zram: not asked for");
+}
