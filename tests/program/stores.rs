@@ -1,16 +1,23 @@
 //! Where pages go: the command is the same whatever store they go to.
 
-use crate::support::{Place, Talk, json, text, with_filler};
+use crate::support::{Place, Talk, json, text, until, with_filler};
 
 /// Limited to a third of what it fills, from and to this store.
 fn served_from(test: &str, store: impl Fn(&Place) -> String) {
     let Some((place, filler)) = with_filler(test) else { return };
     let store = store(&place);
     let report = place.at("report");
-    let arguments =
-        ["run", "-q", "--limit", "12M", "--store", &store, "--report", &report, "--", &filler, "32"];
+    let control = place.at("c");
+    let mut arguments = vec!["run", "-q", "--limit", "12M", "--store", &store, "--report", &report];
+    arguments.extend(["--control", &control, "--", &filler, "32"]);
     let mut run = Talk::start(&mut place.userswap(&arguments));
     run.expect("ready");
+    // A file takes its time; left alone, it is under its limit in the end.
+    until("it is under its limit", || {
+        let output = place.output(&["ctl", "--control", &control, "--json", "clients"]);
+        let clients: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        clients[0]["resident_bytes"].as_u64().filter(|bytes| *bytes <= 12 << 20)
+    });
     for word in ["check", "churn", "check", "fork", "check"] {
         run.ask(word);
     }
