@@ -47,8 +47,8 @@ use userswap_store::{
 
 use arena::{Arena, Slot};
 pub use codec::Codec;
-use densify::Sweep;
 use codec::{Scratch, decode_plainly, with_scratch};
+use densify::Sweep;
 use dictionaries::Dictionaries;
 use dictionary::Dictionary;
 use index::{Cursor, EntryId, Index, Named, filled_handle, filled_is_of, named};
@@ -102,10 +102,6 @@ pub struct Ram {
 /// So many pages an owner has before it may get a dictionary, if it isn't said.
 const DICTIONARY_FROM: u64 = 4096;
 
-/// The level at which what stays is compressed again, if it isn't said: the least at which what is held is below 0.6 of zram's on
-/// all images measured.
-pub(crate) const DENSE: i32 = 6;
-
 impl Ram {
     /// A builder with the defaults: lz4, 4096-byte pages, no capacity limit.
     #[cfg(feature = "ram-lz4")]
@@ -122,7 +118,7 @@ impl Ram {
             recoverable: false,
             dictionary: Some(crate::spec::DICTIONARY),
             dictionary_from: DICTIONARY_FROM,
-            dense: Some(DENSE),
+            dense: Some(crate::spec::DENSE),
         }
     }
 

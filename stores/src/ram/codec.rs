@@ -124,12 +124,7 @@ impl Scratch {
 
     /// As [`encode`](Self::encode), by zstd with a dictionary. The payload is the dictionary's id and a frame without its magic number.
     #[cfg(feature = "ram-zstd")]
-    pub(crate) fn encode_with(
-        &mut self,
-        coder: &Coder,
-        id: DictionaryId,
-        page: &[u8],
-    ) -> (Form, &mut [u8]) {
+    pub(crate) fn encode_with(&mut self, coder: &Coder, id: DictionaryId, page: &[u8]) -> (Form, &mut [u8]) {
         let room = HEADER + page.len() + page.len() / 8 + 512;
         if self.buffer.len() < room {
             self.buffer.resize(room, 0);
@@ -150,12 +145,7 @@ impl Scratch {
     }
 
     #[cfg(not(feature = "ram-zstd"))]
-    pub(crate) fn encode_with(
-        &mut self,
-        coder: &Coder,
-        _: DictionaryId,
-        _: &[u8],
-    ) -> (Form, &mut [u8]) {
+    pub(crate) fn encode_with(&mut self, coder: &Coder, _: DictionaryId, _: &[u8]) -> (Form, &mut [u8]) {
         match *coder {}
     }
 

@@ -66,12 +66,7 @@ struct State {
 
 impl Dictionaries {
     pub(crate) fn new(settings: Option<Settings>) -> Self {
-        Self {
-            settings,
-            owners: RwLock::default(),
-            all: Mutex::default(),
-            stored_bytes: AtomicU64::new(0),
-        }
+        Self { settings, owners: RwLock::default(), all: Mutex::default(), stored_bytes: AtomicU64::new(0) }
     }
 
     pub(crate) fn settings(&self) -> Option<Settings> {

@@ -1,7 +1,7 @@
 //! From text to [`Spec`].
 
 use super::text::{Options, Text, duration, limit, number, path, share, size, switch};
-use super::{Compress, DICTIONARY, FileSpec, Layer, Spec, SpecError};
+use super::{Compress, DENSE, DICTIONARY, FileSpec, Layer, Spec, SpecError};
 use crate::layers::Mischief;
 use crate::tier::Settings;
 
@@ -87,10 +87,17 @@ fn ram(mut options: Options<'_>, codec: &str) -> Result<Spec, SpecError> {
     let spec = if codec == "lz4" {
         Spec::RamLz4 { capacity }
     } else {
-        let level = options.read("level", |text, value| {
+        let level = |text: Text<'_>, value: &str, expected| {
             let in_range = value.parse().ok().filter(|level| (-7..=19).contains(level));
-            in_range.ok_or_else(|| text.wrong(value, "expected a level from -7 to 19"))
+            in_range.ok_or_else(|| text.wrong(value, expected))
+        };
+        let dense = options.read("dense", |text, value| match value {
+            "off" => Ok(None),
+            _ => level(text, value, "expected a level from -7 to 19, or off").map(Some),
         })?;
+        let dense = dense.unwrap_or(Some(DENSE));
+        let level =
+            options.read("level", |text, value| level(text, value, "expected a level from -7 to 19"))?;
         let dictionary = options.read("dict", |text, value| {
             if value == "off" {
                 return Ok(None);
@@ -102,7 +109,7 @@ fn ram(mut options: Options<'_>, codec: &str) -> Result<Spec, SpecError> {
                 .ok_or_else(|| text.wrong(value, "expected a dictionary's size from 1K to 1M, or off"))
         })?;
         let dictionary = dictionary.unwrap_or(Some(DICTIONARY));
-        Spec::RamZstd { level: level.unwrap_or(-1), dictionary, capacity }
+        Spec::RamZstd { level: level.unwrap_or(-1), dictionary, dense, capacity }
     };
     options.end()?;
     Ok(spec)

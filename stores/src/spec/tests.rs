@@ -7,13 +7,16 @@ fn right_ones() {
     assert_eq!(parse("ram:lz4").unwrap(), Spec::RamLz4 { capacity: None });
     assert_eq!(parse("ram:lz4?capacity=64M").unwrap(), Spec::RamLz4 { capacity: Some(64 << 20) });
     let dictionary = Some(15 << 10);
-    assert_eq!(parse("ram:zstd").unwrap(), Spec::RamZstd { level: -1, dictionary, capacity: None });
-    let both = Spec::RamZstd { level: 3, dictionary, capacity: Some(1 << 30) };
+    assert_eq!(
+        parse("ram:zstd").unwrap(),
+        Spec::RamZstd { level: -1, dictionary, dense: Some(6), capacity: None }
+    );
+    let both = Spec::RamZstd { level: 3, dictionary, dense: Some(6), capacity: Some(1 << 30) };
     assert_eq!(parse("ram:zstd?level=3&capacity=1G").unwrap(), both);
-    let off = Spec::RamZstd { level: -1, dictionary: None, capacity: None };
+    let off = Spec::RamZstd { level: -1, dictionary: None, dense: Some(6), capacity: None };
     assert_eq!(parse("ram:zstd?dict=off").unwrap(), off);
-    let small = Spec::RamZstd { level: 5, dictionary: Some(8192), capacity: None };
-    assert_eq!(parse("ram:zstd?dict=8K&level=5").unwrap(), small);
+    let small = Spec::RamZstd { level: 5, dictionary: Some(8192), dense: None, capacity: None };
+    assert_eq!(parse("ram:zstd?dict=8K&level=5&dense=off").unwrap(), small);
 }
 
 #[test]
@@ -74,6 +77,7 @@ fn wrong_ones_are_pointed_at() {
         ("ram:zstd?dict=no", 15, 2, "expected a dictionary's size from 1K to 1M, or off"),
         ("ram:zstd?level=1&dict=2M", 23, 2, "expected a dictionary's size from 1K to 1M, or off"),
         ("ram:lz4?dict=off", 9, 4, "ram:lz4 has no option dict"),
+        ("ram:zstd?dense=20", 16, 2, "expected a level from -7 to 19, or off"),
         ("ram:zstd?level", 10, 5, "expected an option of the form key=value"),
         ("ram:zstd?", 10, 1, "expected an option of the form key=value"),
         ("ram:lz4?capacity=1Q", 19, 1, "there is no unit Q; sizes end in K, M, G or T"),
