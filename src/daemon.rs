@@ -16,6 +16,7 @@ mod service;
 mod steward;
 mod survey;
 mod throttle;
+mod upkeep;
 mod warden;
 
 pub use builder::ServerBuilder;

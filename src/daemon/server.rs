@@ -6,6 +6,7 @@ use super::claims::Claims;
 use super::reach::ClientReach;
 use super::steward::{Steward, Task};
 use super::survey::Survey;
+use super::upkeep::Upkeep;
 use crossbeam::channel::{Receiver, Sender};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -23,11 +24,8 @@ use userswap_ipc::{
     Child, ClientLink, Connection, LinkError, Listener, Peer, Received, TransportError, Wait,
 };
 use userswap_policy::Budget;
-use userswap_store::{Budget as Upkeep, Store};
+use userswap_store::Store;
 use userswap_uffd::page_bytes;
-
-/// How much the store may tidy up a second, in bytes.
-const UPKEEP: u64 = 16 << 20;
 
 /// Why the server, or something asked of it, failed.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +118,7 @@ pub struct Total {
 pub struct Server {
     pub(super) inner: Arc<Inner>,
     acceptor: Option<JoinHandle<()>>,
+    upkeep: Option<Upkeep>,
 }
 
 pub(super) struct Inner {
@@ -180,7 +179,11 @@ impl Server {
             .name("userswap-accept".into())
             .spawn(move || serving.accept())
             .map_err(|source| ServerError::Start { doing: "starting the acceptor", source })?;
-        Ok(Self { inner, acceptor: Some(acceptor) })
+        let upkeep = Upkeep::start(Arc::clone(inner.engine().store()));
+        let mut server = Self { inner, acceptor: Some(acceptor), upkeep: None };
+        server.upkeep =
+            Some(upkeep.map_err(|source| ServerError::Start { doing: "looking after the store", source })?);
+        Ok(server)
     }
 
     /// Takes a client on over a connection that is there already. Returns its process.
@@ -301,6 +304,7 @@ impl Drop for Server {
         if let Some(acceptor) = self.acceptor.take() {
             let _ = acceptor.join();
         }
+        self.upkeep = None;
         for entry in self.inner.entries() {
             entry.link.disconnect();
             entry.stop();
@@ -341,8 +345,6 @@ impl Inner {
         while !self.stop.load(Ordering::Acquire) {
             // Children that never connect are known to be gone only by looking.
             self.engine().sweep();
-            // Space that moving in and out left scattered goes back to the system, a little at a time.
-            self.engine().store().maintain(Upkeep::bytes(UPKEEP));
             self.past.lock().retain(|steward| !steward.is_over());
             let Some(listener) = &self.listener else {
                 std::thread::sleep(Duration::from_millis(100));
