@@ -68,8 +68,8 @@ fn every_case_is_in_the_report() {
         report["left_out"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     assert_eq!(left_out, ["zram: not asked for"]);
     let records = report["records"].as_array().unwrap();
-    // Two memories, stores, patterns, numbers of threads, placements.
-    assert_eq!(records.len(), 32);
+    // Three memories; two stores, patterns, numbers of threads, placements.
+    assert_eq!(records.len(), 48);
     for record in records {
         assert!(record["p50_ns"].as_f64().unwrap() > 0.0, "{record}");
         assert!(record["mean_ns"].as_f64().unwrap() > 0.0, "{record}");

@@ -37,6 +37,8 @@ pub struct FaultWork {
     at: u32,
     /// What was asked of the kernel, until its answer is recorded.
     asked: Option<(Segment, Outcome)>,
+    /// Pages to install at once, at most: fewer where the program's mappings are.
+    reach: u32,
     /// The kernel refused: the demanded page, if not yet in place, has to wait.
     refused: bool,
     /// Where the demanded page went in.
@@ -88,6 +90,7 @@ impl FaultWork {
             lost: Lost::with_capacity(around),
             at: 0,
             asked: None,
+            reach: u32::MAX,
             refused: false,
             installed_at: None,
             asleep: None,
@@ -206,6 +209,7 @@ impl FaultWork {
         self.fault = fault;
         self.at = 0;
         self.asked = None;
+        self.reach = u32::MAX;
         self.refused = false;
         self.installed_at = None;
         self.tries = RETRIES;
@@ -351,7 +355,8 @@ impl FaultWork {
         if self.refused {
             return Next::End;
         }
-        let Some(segment) = region.lock().segment(&self.flight, self.at) else { return Next::End };
+        let Some(mut segment) = region.lock().segment(&self.flight, self.at) else { return Next::End };
+        segment.pages = segment.pages.min(self.reach);
         let from = segment.at as usize * page_size();
         let bytes = &self.bytes[from..from + segment.pages as usize * page_size()];
         let outcome = space.memory().copy_asleep(segment.addr, bytes);
@@ -386,6 +391,16 @@ impl FaultWork {
                 if let Some(span) = page_span(segment.addr + bytes_of(done)) {
                     space.memory().wake(span);
                 }
+                self.at += 1;
+                Next::Install
+            }
+            // More than one mapping: the program may divide what is one to us, and nobody is told.
+            Some(Stop::Unmapped) if segment.pages > 1 => {
+                self.reach = segment.pages / 2;
+                Next::Install
+            }
+            // Not there, or in a mapping of its own; nobody waits for it. It stays out.
+            Some(Stop::Unmapped) if !holds_demand(segment.at + 1) => {
                 self.at += 1;
                 Next::Install
             }

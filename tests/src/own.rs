@@ -185,6 +185,12 @@ pub fn free_lazily(span: Span) {
     must(unsafe { madvise(span, Advice::Free) });
 }
 
+/// madvise(MADV_DONTDUMP): a mapping of its own, of which nobody hears.
+pub fn leave_out_of_dumps(span: Span) {
+    // SAFETY: as in `remove`; it destroys nothing.
+    must(unsafe { madvise(span, Advice::DontDump) });
+}
+
 /// munmap.
 pub fn unmap_span(span: Span) {
     // SAFETY: needed because touching it is fatal afterwards; the test doesn't.

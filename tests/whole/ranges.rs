@@ -6,7 +6,7 @@ use std::sync::mpsc::channel;
 use userswap_engine::Keep;
 use userswap_engine::core::Transition;
 use userswap_tests::own::{
-    Own, Point, free_lazily, free_range, give_notice, move_mapping, remove, unmap_span,
+    Own, Point, free_lazily, free_range, give_notice, leave_out_of_dumps, move_mapping, remove, unmap_span,
 };
 use userswap_tests::pages::Pages;
 use userswap_tests::plain::PlainStore;
@@ -281,4 +281,31 @@ fn regions_of_two_engines_keep_out_of_each_others_way() {
     });
     drop(owns);
     assert_eq!((store.len(), store.freed_twice()), (0, 0));
+}
+
+/// A program may divide a mapping without a word to anybody. Pages that came along with a touched one lay in another mapping then, and
+/// the kernel refused them all together, again and again: the thread waited for ever.
+#[test]
+fn what_a_program_divides_comes_back_in_parts() {
+    let name = "what_a_program_divides_comes_back_in_parts";
+    let _watch = Watchdog::new(name);
+    const MANY: u64 = 2048;
+    let store = Arc::new(PlainStore::default());
+    let Some(own) = Own::settings(MANY, Arc::clone(&store) as _).build(name) else { return };
+    own.pages.fill_all(value);
+    own.evict();
+    for first in (3..MANY).step_by(101) {
+        leave_out_of_dumps(own.pages.part(first, 1 + first % 7).span());
+    }
+    // All of it together; in order, which brings ever more along; and from the end, where the groups a page is in do.
+    assert_eq!(own.space.bring_back(own.pages.span(), 64).unwrap(), MANY);
+    for _ in 0..3 {
+        own.evict();
+        own.pages.assert_all(value);
+        own.evict();
+        for page in (0..MANY).rev() {
+            assert_eq!(own.pages.read(page), Ok(value(page)));
+        }
+    }
+    nothing_left((own, store));
 }

@@ -99,6 +99,9 @@ impl Space {
         let mut directory = self.exclusive();
         let parts = directory.parts(span);
         if parts.iter().any(|part| part.region.lock().out() > 0) {
+            if self.memory().is_gone() {
+                return Err(MemoryError::Gone);
+            }
             let reason = "part of it is still out".into();
             return Err(MemoryError::Refused { doing: "letting go of", span, reason });
         }
