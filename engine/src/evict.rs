@@ -496,20 +496,44 @@ impl Space {
         written
     }
 
-    /// Sees to it that a slot is free: empties drained ones, then writes the longest-standing out.
+    /// Sees to it that a slot is free: empties drained ones, then writes out what is queued, which nobody else frees, then the
+    /// longest-standing.
     fn make_room(&self, work: &mut EvictWork, moved: &mut MovedOut) -> Result<(), EvictError> {
-        if self.pool.free() > 0 || self.reclaim_slots()? > 0 {
+        if self.has_room()? {
             return Ok(());
+        }
+        while self.write_next(work)? {
+            if self.has_room()? {
+                return Ok(());
+            }
         }
         let ready = self.names.lock().by_age();
         for (id, standing) in ready {
             work.take_up(id, standing);
             self.write_standing(work, moved)?;
-            if self.reclaim_slots()? > 0 {
+            if self.has_room()? {
                 return Ok(());
             }
         }
+        self.await_writes();
+        for _ in 0..BUSY_TRIES {
+            if self.has_room()? {
+                return Ok(());
+            }
+            if self.names.lock().iter().any(|(_, standing)| standing.slot.is_of(&self.pool)) {
+                break;
+            }
+            // Nobody stands in any: who has just read one lets go of it.
+            std::thread::sleep(Duration::from_micros(50));
+        }
         Err(EvictError::NoSlot)
+    }
+
+    fn has_room(&self) -> Result<bool, MemoryError> {
+        if self.pool.free() == 0 {
+            self.reclaim_slots()?;
+        }
+        Ok(self.pool.free() > 0)
     }
 
     /// Writes out what stands in slots, longest-standing first, until at least `most` pages are written.

@@ -16,6 +16,8 @@ use userswap_uffd::Span;
 pub struct SlotPool {
     slot_pages: u32,
     ranges: Mutex<Ranges>,
+    /// Whoever is emptying slots: what is neither drained nor free yet is waited for by it.
+    emptying: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -30,7 +32,7 @@ struct Ranges {
 impl SlotPool {
     /// Cuts `area` into slots of `slot_pages` pages. A trailing part too small for one is left out.
     pub fn new(area: Option<Span>, slot_pages: u32, page_bytes: u64) -> Arc<Self> {
-        let pool = Self { slot_pages, ranges: Mutex::new(Ranges::default()) };
+        let pool = Self { slot_pages, ranges: Mutex::new(Ranges::default()), emptying: Mutex::new(()) };
         if let Some(area) = area {
             pool.ranges.lock().free.extend(pool.cut(area, page_bytes));
         }
@@ -101,6 +103,7 @@ impl SlotPool {
         host: &dyn Memory,
         names: &Mutex<SlotNames>,
     ) -> Result<usize, MemoryError> {
+        let _emptying = self.emptying.lock();
         if self.ranges.lock().inherited.is_empty() {
             return Ok(0);
         }
@@ -131,6 +134,7 @@ impl SlotPool {
     /// # Errors
     /// When the memory can't empty them; they are not used again.
     pub fn reclaim(&self, host: &dyn Memory) -> Result<usize, MemoryError> {
+        let _emptying = self.emptying.lock();
         let drained = std::mem::take(&mut self.ranges.lock().drained);
         if drained.is_empty() {
             return Ok(0);

@@ -64,11 +64,15 @@ impl Space {
     /// Writes every slot out that is left, and waits for those that others are at. Returns the pages written since the last time.
     pub(crate) fn write_all(&self, work: &mut EvictWork) -> Result<u64, EvictError> {
         while self.write_next(work)? {}
-        let writes = self.writes();
-        while writes.under_way.load(Ordering::Acquire) > 0 {
+        self.await_writes();
+        Ok(self.writes().written.swap(0, Ordering::Relaxed))
+    }
+
+    /// Waits for the slots that others are writing.
+    pub(crate) fn await_writes(&self) {
+        while self.writes().under_way.load(Ordering::Acquire) > 0 {
             std::thread::sleep(ALMOST);
         }
-        Ok(writes.written.swap(0, Ordering::Relaxed))
     }
 
     /// For a handler whose faults are held back: writes a slot out. Whether there was anything to do.

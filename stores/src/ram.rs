@@ -13,6 +13,7 @@
 //! bookkeeping, dictionaries and zstd's tables for them. Not in it: each thread's codec state, used by all stores of the process (about 13 KiB for lz4; zstd's own contexts).
 
 mod arena;
+mod builder;
 mod classes;
 pub(crate) mod codec;
 mod compact;
@@ -35,17 +36,17 @@ pub(crate) mod object;
 mod pool;
 
 use std::fs::File;
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use userswap_store::{
-    Budget, Capabilities, Durability, Fetch, Handle, Integrity, Maintained, Page, PageKey, Stats, Store,
-    StoreError, Waiter, Wanted, check_put, check_run,
+    Budget, Capabilities, Fetch, Handle, Maintained, Page, PageKey, Stats, Store, StoreError, Waiter, Wanted,
+    check_put, check_run,
 };
 
-use arena::{Arena, Slot};
+use arena::Slot;
+pub use builder::Builder;
 pub use codec::Codec;
 use codec::{Scratch, decode_plainly, with_scratch};
 use densify::Sweep;
@@ -111,15 +112,7 @@ impl Ram {
 
     /// A builder for this codec, with the other defaults.
     pub fn with_codec(codec: Codec) -> Builder {
-        Builder {
-            codec,
-            page_size: 4096,
-            capacity: None,
-            recoverable: false,
-            dictionary: Some(crate::spec::DICTIONARY),
-            dictionary_from: DICTIONARY_FROM,
-            dense: Some(crate::spec::DENSE),
-        }
+        Builder::new(codec)
     }
 
     /// The memfd the objects are in: for a keeper that outlives this process, or for mapping read-only elsewhere.
@@ -431,216 +424,5 @@ impl Store for Ram {
         done.moved_bytes += densified.moved_bytes;
         done.more |= densified.more;
         done
-    }
-}
-
-/// Makes a [`Ram`].
-#[derive(Clone, Debug)]
-pub struct Builder {
-    codec: Codec,
-    page_size: usize,
-    capacity: Option<u64>,
-    recoverable: bool,
-    dictionary: Option<usize>,
-    dictionary_from: u64,
-    dense: Option<i32>,
-}
-
-/// The arena's size where the store has no limit of its own: address space, not memory.
-const UNLIMITED_ARENA: usize = 1 << 38;
-
-impl Builder {
-    /// How pages are compressed.
-    #[must_use]
-    pub fn codec(mut self, codec: Codec) -> Self {
-        self.codec = codec;
-        self
-    }
-
-    /// The most memory the store may hold, in bytes.
-    #[must_use]
-    pub fn capacity(mut self, bytes: u64) -> Self {
-        self.capacity = Some(bytes);
-        self
-    }
-
-    /// Bytes a page has: a power of two from 256 to 65536.
-    #[must_use]
-    pub fn page_size(mut self, bytes: usize) -> Self {
-        self.page_size = bytes;
-        self
-    }
-
-    /// Same-filled pages get an object of 32 bytes instead of living in their handles, so that
-    /// [`rebuild`](Self::rebuild) finds them too.
-    #[must_use]
-    pub fn recoverable(mut self, yes: bool) -> Self {
-        self.recoverable = yes;
-        self
-    }
-
-    /// The most bytes of a dictionary, from 1 KiB to 1 MiB, or `None` for no dictionaries. 15 KiB if it isn't said. Only zstd has any.
-    #[must_use]
-    pub fn dictionary(mut self, bytes: Option<usize>) -> Self {
-        self.dictionary = bytes;
-        self
-    }
-
-    /// How many compressed pages an owner has before it may get a dictionary: 4096 if it isn't said. A dictionary takes some 120 KiB of memory
-    /// (215 KiB from level 1 on), and isn't made if it saves less than that.
-    #[must_use]
-    pub fn dictionary_from(mut self, pages: u64) -> Self {
-        self.dictionary_from = pages;
-        self
-    }
-
-    /// The zstd level at which pages that stay are compressed again in the background, from −7 to 19, or `None` to leave them as they came:
-    /// 6 if it isn't said. It takes several times as long as the default level to compress, and up to twice as long to decompress.
-    /// Below the level pages come at it means nothing. Only zstd has it.
-    #[must_use]
-    pub fn dense(mut self, level: Option<i32>) -> Self {
-        self.dense = level;
-        self
-    }
-
-    /// The store, empty.
-    ///
-    /// # Errors
-    /// [`StoreError::Unsupported`] for an impossible page size, level or size of a dictionary; [`StoreError::Io`] if there can be no arena.
-    pub fn build(self) -> Result<Ram, StoreError> {
-        self.check()?;
-        // Twice the capacity, and two slabs a class: address space that fragmentation can't exhaust.
-        let bytes = match self.capacity {
-            Some(bytes) => {
-                usize::try_from(bytes).unwrap_or(usize::MAX).saturating_mul(2).saturating_add(128 << 20)
-            }
-            None => UNLIMITED_ARENA,
-        };
-        let arena = Arena::create(self.page_size, bytes)
-            .map_err(|source| StoreError::Io { doing: "making an arena", source })?;
-        Ok(self.over(arena))
-    }
-
-    /// The store whose objects are in a memfd a dead process left behind ([`Ram::arena_file`]), with the handle of each, sorted by key.
-    ///
-    /// Objects that aren't whole are dropped, as are those whose dictionary isn't, and the second of two under one key. Pages are read with whatever codec wrote them,
-    /// if its feature is on; this builder's codec is for what is put from now on. The page size is the arena's.
-    ///
-    /// # Errors
-    /// [`StoreError::Io`] if the file isn't an arena, or its process is still alive;
-    /// [`StoreError::Full`] if the index doesn't fit the capacity.
-    pub fn rebuild(mut self, arena: File) -> Result<(Ram, Vec<(PageKey, Handle)>), StoreError> {
-        let failed = |source: io::Error| StoreError::Io { doing: "reading an arena", source };
-        let (arena, page_size) = Arena::adopt(arena).map_err(failed)?;
-        self.page_size = page_size;
-        self.check()?;
-        let store = self.over(arena);
-        let mut found: Vec<(PageKey, Slot, Form, usize)> = Vec::new();
-        let mut pieces: Vec<(PageKey, Slot)> = Vec::new();
-        let keep = |arena: &Arena, slot: Slot| {
-            let Some(object) = object::verified(arena.bytes(&slot)) else { return Some(slot) };
-            let (key, form, len) = (object.key, object.form, object::HEADER + object.payload.len());
-            match form {
-                Form::Dictionary => pieces.push((key, slot)),
-                _ => found.push((key, slot, form, len)),
-            }
-            None
-        };
-        store.pool.refill(&store.held, keep).map_err(failed)?;
-        let full = |error: NoRoom| match error {
-            NoRoom::Capacity { needed, available, capacity } => {
-                StoreError::Full { needed, available, capacity }
-            }
-            NoRoom::Arena(source) => failed(source),
-        };
-        let dictionaries = store.find_dictionaries(pieces).map_err(full)?;
-        found.sort_by_key(|(key, ..)| *key);
-        let mut handles: Vec<(PageKey, Handle)> = Vec::with_capacity(found.len());
-        for (key, slot, form, len) in found {
-            let needed = object::parse(store.pool.bytes(&slot)).and_then(|(object, _)| object.dictionary());
-            let dictionary = needed.and_then(|id| dictionaries.iter().find(|found| found.id() == id));
-            let unreadable = form.with_dictionary() && dictionary.is_none();
-            if unreadable || handles.last().is_some_and(|(last, _)| *last == key) {
-                store.drop_object(slot);
-                continue;
-            }
-            let inserted = store.index.insert(key, slot, form, len, dictionary, &store.held);
-            handles.push((key, inserted.map_err(|(_, error)| full(error))?));
-        }
-        // Those that no object needs end here.
-        for dictionary in &dictionaries {
-            store.dictionaries.release(dictionary, &store.pool, &store.held);
-        }
-        Ok((store, handles))
-    }
-
-    fn check(&self) -> Result<(), StoreError> {
-        if !self.page_size.is_power_of_two() || !(256..=65536).contains(&self.page_size) {
-            return Err(StoreError::Unsupported {
-                what: "page sizes other than powers of two from 256 to 65536",
-            });
-        }
-        #[cfg(feature = "ram-zstd")]
-        if let Codec::Zstd { level } = self.codec
-            && ![Some(level), self.dense].iter().flatten().all(|level| (-7..=19).contains(level))
-        {
-            return Err(StoreError::Unsupported { what: "zstd levels other than -7 to 19" });
-        }
-        if self.dictionary.is_some_and(|bytes| !(1 << 10..=1 << 20).contains(&bytes)) {
-            return Err(StoreError::Unsupported {
-                what: "dictionaries of less than 1 KiB or more than 1 MiB",
-            });
-        }
-        Ok(())
-    }
-
-    fn over(self, arena: Arena) -> Ram {
-        let mut capabilities = Capabilities::new(self.codec.name(), self.page_size);
-        capabilities.capacity = self.capacity;
-        capabilities.durability = Durability::Memory;
-        capabilities.integrity = Integrity::Checksum;
-        capabilities.detects_same_filled = true;
-        capabilities.maintains = true;
-        #[cfg(feature = "ram-lz4")]
-        {
-            capabilities.fetches_in_handlers = self.codec == Codec::Lz4;
-        }
-        let settings = match self.codec {
-            #[cfg(feature = "ram-zstd")]
-            Codec::Zstd { level } => self.dictionary.map(|size| dictionaries::Settings {
-                size,
-                from_pages: self.dictionary_from,
-                level,
-            }),
-            #[cfg(feature = "ram-lz4")]
-            Codec::Lz4 => None,
-        };
-        let dense = match self.codec {
-            #[cfg(feature = "ram-zstd")]
-            Codec::Zstd { level } => self.dense.filter(|dense| *dense > level),
-            #[cfg(feature = "ram-lz4")]
-            Codec::Lz4 => None,
-        };
-        let held = Held::new(self.capacity);
-        let (pool, index) = (Pool::new(arena, self.page_size), Index::new());
-        held.add((size_of::<Ram>() + pool.overhead() + index.overhead()) as u64);
-        Ram {
-            codec: self.codec,
-            recoverable: self.recoverable,
-            capabilities,
-            pool,
-            index,
-            held,
-            in_handles: AtomicU64::new(0),
-            filled_puts: AtomicU64::new(0),
-            filled_fetches: AtomicU64::new(0),
-            full: AtomicU64::new(0),
-            fetch_errors: AtomicU64::new(0),
-            bad_frees: AtomicU64::new(0),
-            cursor: Mutex::new(Cursor::default()),
-            dictionaries: Dictionaries::new(settings),
-            dense,
-            sweep: Mutex::default(),
-        }
     }
 }

@@ -400,9 +400,12 @@ impl Found {
 }
 
 /// What compresses densely without a dictionary.
+#[cfg(feature = "ram-zstd")]
 fn densest(level: i32) -> Option<Codec> {
-    #[cfg(feature = "ram-zstd")]
-    return Some(Codec::Zstd { level });
-    #[cfg(not(feature = "ram-zstd"))]
+    Some(Codec::Zstd { level })
+}
+
+#[cfg(not(feature = "ram-zstd"))]
+fn densest(_: i32) -> Option<Codec> {
     None
 }
