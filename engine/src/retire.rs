@@ -33,24 +33,33 @@ impl Space {
         Ok(out)
     }
 
-    /// Does something about every part, again and again while it is refused for pages on their way.
+    /// Does something about every part, patiently.
     fn each_part(
         self: &Arc<Self>,
         act: impl Fn(&Arc<Self>, Span) -> Result<(), MemoryError>,
     ) -> Result<(), MemoryError> {
-        for span in self.parts().iter().filter_map(Part::span) {
-            let mut tries = 0;
-            loop {
-                match act(self, span) {
-                    Ok(()) => break,
-                    Err(MemoryError::Refused { .. }) if tries < TRIES => {
-                        tries += 1;
-                        std::thread::sleep(Duration::from_millis(1));
-                    }
-                    Err(error) => return Err(error),
-                }
+        self.parts().iter().filter_map(Part::span).try_for_each(|span| patiently(|| act(self, span)))
+    }
+
+    /// As [`let_go`](Self::let_go), tried again for a while where pages are on their way.
+    ///
+    /// # Errors
+    /// As `let_go`; also where a page of it is lost.
+    pub fn let_go_patiently(self: &Arc<Self>, span: Span) -> Result<(), MemoryError> {
+        patiently(|| self.let_go(span))
+    }
+}
+
+/// Does something again and again while it is refused for pages on their way.
+fn patiently(act: impl Fn() -> Result<(), MemoryError>) -> Result<(), MemoryError> {
+    let mut tries = 0;
+    loop {
+        match act() {
+            Err(MemoryError::Refused { .. }) if tries < TRIES => {
+                tries += 1;
+                std::thread::sleep(Duration::from_millis(1));
             }
+            done => return done,
         }
-        Ok(())
     }
 }

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use userswap_engine::{EvictError, Keep, MemoryError, MovedOut, Pacer, Watched};
+use userswap_engine::{EvictError, Keep, MovedOut, Pacer, Watched};
 use userswap_ipc::extension::MAX_DROPS;
 use userswap_ipc::{Abilities, LinkError, Peer, Wanted, Wish};
 use userswap_policy::Demand;
@@ -209,9 +209,9 @@ impl Work {
                 if let Some(survey) = &mut self.survey {
                     survey.exclude(area);
                 }
-                // A page on its way back is so for a moment only. Not before all is back: what the program is about to do goes unseen.
-                while matches!(self.client.space.let_go(area), Err(MemoryError::Refused { .. })) {
-                    std::thread::sleep(Duration::from_millis(1));
+                // Not before all is back: what the program is about to do goes unseen. But a page that is lost never comes.
+                if let Err(error) = self.client.space.let_go_patiently(area) {
+                    tracing::debug!(pid = self.client.pid, %error, "leaving a range alone");
                 }
             }
             Wanted::Retire(why) => {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use userswap_engine::fault::FaultWork;
 use userswap_engine::memory::Fault;
-use userswap_engine::{EvictError, Keep, PagedRegion};
+use userswap_engine::{EvictError, Keep, MemoryError, PagedRegion};
 use userswap_store::{PageKey, StoreError};
 use userswap_tests::own::Own;
 use userswap_tests::random::Random;
@@ -88,6 +88,26 @@ fn errors_that_pass_lose_nothing() {
         assert_eq!(own.space.troubles().1, 0, "late: {late}");
         nothing_left(own, &store);
     }
+}
+
+/// Who waits until a range is back before it is left alone doesn't wait for a page that never comes.
+#[test]
+fn a_range_with_a_lost_page_is_not_waited_for_for_ever() {
+    let name = "a_range_with_a_lost_page_is_not_waited_for_for_ever";
+    let _watch = Watchdog::new(name);
+    // One of any sixteen neighbours.
+    let store = ScriptedStore::new(|key: PageKey| match key.page % 16 {
+        3 => Answer::Fail(StoreError::Corrupt { key, what: "checksum" }),
+        _ => Answer::Ready,
+    });
+    let store = Arc::new(store);
+    let Some(own) = Own::settings(16, Arc::clone(&store) as _).around(1).build(name) else { return };
+    own.pages.fill_all(value);
+    own.evict();
+    let refused = own.space.let_go_patiently(own.pages.span());
+    assert!(matches!(refused, Err(MemoryError::Refused { .. })), "{refused:?}");
+    assert_eq!((own.space.troubles().1, own.space.usage().out), (1, 1));
+    nothing_left(own, &store);
 }
 
 /// The page whose bytes are damaged is lost, and says so: SIGBUS, EFAULT, never zeros. Its neighbours are as they were.
