@@ -328,8 +328,7 @@ impl FaultWork {
                     let wanted = self.wanted[at as usize];
                     let page = &mut bytes[at as usize * page_size()..][..page_size()];
                     let again = at == self.flight.demand() && error.is_retryable();
-                    let mut waiter = self.waiter.clone();
-                    waiter.set_token(u64::from(at));
+                    let waiter = self.waiter.for_place(at.into());
                     match again.then(|| fetch_again(space, wanted, page, &waiter)).flatten() {
                         Some(Fetch::Ready) => self.flight.loaded(at, true),
                         Some(Fetch::Pending) => {}

@@ -29,6 +29,7 @@ use userswap_store::{
     Store, StoreError, Waiter, Wanted, check_put, check_run,
 };
 
+use crate::calls::{Calls, Count};
 use crate::ram::codec::Codec;
 use crate::ram::filled;
 use crate::ram::index::{Named, filled_handle, named};
@@ -79,24 +80,13 @@ struct Shared {
 struct Counters {
     /// Pages that live in their handles.
     in_handles: AtomicU64,
-    puts: AtomicU64,
-    fetches: AtomicU64,
-    frees: AtomicU64,
-    full: AtomicU64,
-    fetch_errors: AtomicU64,
-    bad_frees: AtomicU64,
-    reads: AtomicU64,
-    read_bytes: AtomicU64,
-    writes: AtomicU64,
-    written_bytes: AtomicU64,
-    write_errors: AtomicU64,
-    cleaned_bytes: AtomicU64,
-}
-
-impl Counters {
-    fn add(counter: &AtomicU64, more: u64) {
-        counter.fetch_add(more, Ordering::Relaxed);
-    }
+    calls: Calls,
+    reads: Count,
+    read_bytes: Count,
+    writes: Count,
+    written_bytes: Count,
+    write_errors: Count,
+    cleaned_bytes: Count,
 }
 
 impl File {
@@ -245,11 +235,11 @@ impl File {
         let then = move |result: Result<&mut [u8], Lost>| {
             match &result {
                 Ok(_) => {
-                    Counters::add(&shared.counters.writes, 1);
-                    Counters::add(&shared.counters.written_bytes, len as u64);
+                    shared.counters.writes.add(1);
+                    shared.counters.written_bytes.add(len as u64);
                 }
                 Err(why) => {
-                    Counters::add(&shared.counters.write_errors, 1);
+                    shared.counters.write_errors.add(1);
                     *shared.trouble.lock() = match why {
                         Lost::Io(error) => Some((error.kind(), error.raw_os_error())),
                         Lost::Short | Lost::Died => Some((std::io::ErrorKind::Interrupted, None)),
@@ -353,8 +343,8 @@ impl Store for File {
         match self.put_records(&batch, handles) {
             Ok(()) => {
                 let in_handles = batch.pages.iter().filter(|made| matches!(made, Made::Filled(_))).count();
-                Counters::add(&counters.in_handles, in_handles as u64);
-                Counters::add(&counters.puts, pages.len() as u64);
+                counters.in_handles.fetch_add(in_handles as u64, Ordering::Relaxed);
+                counters.calls.puts.add(pages.len() as u64);
                 Ok(())
             }
             Err(error) => {
@@ -365,7 +355,7 @@ impl Store for File {
                         log.free(handle);
                     }
                 }
-                Counters::add(&counters.full, u64::from(matches!(error, StoreError::Full { .. })));
+                counters.calls.full.add(matches!(error, StoreError::Full { .. }).into());
                 Err(error)
             }
         }
@@ -410,14 +400,13 @@ impl Store for File {
                 }
                 _ => log.free(*handle),
             };
-            Counters::add(if freed { &counters.frees } else { &counters.bad_frees }, 1);
+            if freed { &counters.calls.frees } else { &counters.calls.bad_frees }.add(1);
         }
     }
 
     fn stats(&self) -> Stats {
         let counters = &self.shared.counters;
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let in_handles = get(&counters.in_handles);
+        let in_handles = counters.in_handles.load(Ordering::Relaxed);
         let log = self.shared.log.lock();
         let mut stats = Stats::default();
         stats.pages = log.counts.pages + in_handles;
@@ -429,18 +418,13 @@ impl Store for File {
         stats.same_filled_pages = log.counts.filled + in_handles;
         stats.incompressible_pages = log.counts.raw;
         drop(log);
-        stats.puts = get(&counters.puts);
-        stats.fetches = get(&counters.fetches);
-        stats.frees = get(&counters.frees);
-        stats.full = get(&counters.full);
-        stats.fetch_errors = get(&counters.fetch_errors);
-        stats.bad_frees = get(&counters.bad_frees);
+        counters.calls.tell(&mut stats);
         stats
     }
 
     fn figures(&self, tell: &mut dyn FnMut(&str, u64)) {
         let counters = &self.shared.counters;
-        for (name, counter) in [
+        for (name, count) in [
             ("reads", &counters.reads),
             ("read_bytes", &counters.read_bytes),
             ("writes", &counters.writes),
@@ -448,7 +432,7 @@ impl Store for File {
             ("write_errors", &counters.write_errors),
             ("cleaned_bytes", &counters.cleaned_bytes),
         ] {
-            tell(name, counter.load(Ordering::Relaxed));
+            tell(name, count.get());
         }
         tell("unwritten_segments", self.shared.log.lock().counts.buffers as u64);
         tell("ring_restarts", self.ring.restarts());

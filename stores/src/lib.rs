@@ -12,6 +12,7 @@
 //! [`open`] makes a store from a specification; see [`spec`] for the grammar.
 #![deny(unsafe_code)]
 
+mod calls;
 #[cfg(feature = "file")]
 pub mod file;
 pub mod layers;

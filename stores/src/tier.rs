@@ -21,6 +21,7 @@ use userswap_store::{
     Store, StoreError, Waiter, Wanted, check_put, check_run,
 };
 
+use crate::calls::Calls;
 use crate::slab::Table;
 use sink::Sinking;
 
@@ -52,7 +53,7 @@ pub struct Tier {
     capabilities: Capabilities,
     clock: Clock,
     sinking: Mutex<Sinking>,
-    counters: Counters,
+    calls: Calls,
 }
 
 struct Level {
@@ -75,16 +76,6 @@ struct Entry {
     key: PageKey,
     /// Second of the clock when it was last put or fetched.
     used: AtomicU32,
-}
-
-#[derive(Default)]
-struct Counters {
-    puts: AtomicU64,
-    fetches: AtomicU64,
-    frees: AtomicU64,
-    full: AtomicU64,
-    fetch_errors: AtomicU64,
-    bad_frees: AtomicU64,
 }
 
 impl Tier {
@@ -146,7 +137,7 @@ impl Tier {
             capabilities,
             clock,
             sinking: Mutex::default(),
-            counters: Counters::default(),
+            calls: Calls::default(),
         })
     }
 
@@ -192,8 +183,8 @@ impl Tier {
     }
 
     fn counted(&self, result: Result<Fetch, StoreError>) -> Result<Fetch, StoreError> {
-        let counter = if result.is_ok() { &self.counters.fetches } else { &self.counters.fetch_errors };
-        counter.fetch_add(1, Ordering::Relaxed);
+        let count = if result.is_ok() { &self.calls.fetches } else { &self.calls.fetch_errors };
+        count.add(1);
         result
     }
 
@@ -217,8 +208,7 @@ impl Store for Tier {
         handles.fill(None);
         check_put(&self.capabilities, pages, handles)?;
         let tier = self.put_from(0, pages, handles).inspect_err(|error| {
-            let full = matches!(error, StoreError::Full { .. });
-            self.counters.full.fetch_add(u64::from(full), Ordering::Relaxed);
+            self.calls.full.add(matches!(error, StoreError::Full { .. }).into());
         })?;
         let second = self.second();
         for (page, handle) in pages.iter().zip(handles) {
@@ -226,7 +216,7 @@ impl Store for Tier {
                 self.table.insert(Entry { tier, inside, key: page.key, used: AtomicU32::new(second) })
             });
         }
-        self.counters.puts.fetch_add(pages.len() as u64, Ordering::Relaxed);
+        self.calls.puts.add(pages.len() as u64);
         Ok(())
     }
 
@@ -251,11 +241,9 @@ impl Store for Tier {
         let page_size = self.capabilities.page_size;
         check_run(page_size, wanted, out, results)?;
         let _no_move_ends = self.moves.read();
-        let mut each = waiter.clone();
         let mut at = 0;
         while at < wanted.len() {
-            let token = waiter.token().wrapping_add(at as u64);
-            each.set_token(token);
+            let each = waiter.for_place(at as u64);
             let stretch = self.late_stretch(&wanted[at..]).filter(|(_, inside)| inside.len() > 1);
             let Some((level, inside)) = stretch else {
                 let page = &mut out[at * page_size..(at + 1) * page_size];
@@ -268,8 +256,8 @@ impl Store for Tier {
             let (bytes, some) = (&mut out[at * page_size..to * page_size], &mut results[at..to]);
             level.store.fetch_run(&inside, bytes, some, &each)?;
             let failed = some.iter().filter(|result| result.is_err()).count() as u64;
-            self.counters.fetch_errors.fetch_add(failed, Ordering::Relaxed);
-            self.counters.fetches.fetch_add(some.len() as u64 - failed, Ordering::Relaxed);
+            self.calls.fetch_errors.add(failed);
+            self.calls.fetches.add(some.len() as u64 - failed);
             at = to;
         }
         Ok(())
@@ -279,14 +267,14 @@ impl Store for Tier {
         for handle in handles {
             let entry = self.table.remove(*handle);
             let level = entry.as_ref().and_then(|entry| self.tiers.get(usize::from(entry.tier)));
-            let counter = match (entry.as_ref(), level) {
+            let count = match (entry.as_ref(), level) {
                 (Some(entry), Some(level)) => {
                     level.store.free(&[entry.inside]);
-                    &self.counters.frees
+                    &self.calls.frees
                 }
-                _ => &self.counters.bad_frees,
+                _ => &self.calls.bad_frees,
             };
-            counter.fetch_add(1, Ordering::Relaxed);
+            count.add(1);
         }
     }
 
@@ -303,13 +291,7 @@ impl Store for Tier {
             stats.incompressible_pages += each.incompressible_pages;
         }
         stats.memory_bytes += self.table.bytes();
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        stats.puts = get(&self.counters.puts);
-        stats.fetches = get(&self.counters.fetches);
-        stats.frees = get(&self.counters.frees);
-        stats.full = get(&self.counters.full);
-        stats.fetch_errors = get(&self.counters.fetch_errors);
-        stats.bad_frees = get(&self.counters.bad_frees);
+        self.calls.tell(&mut stats);
         stats
     }
 

@@ -2,13 +2,17 @@
 #![cfg(feature = "ram-lz4")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod pages;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use userswap_store::testkit::{Ask, Reference, fetch_and_wait};
-use userswap_store::{Budget, Handle, OwnerId, Page, PageKey, Store, StoreError};
+use userswap_store::{Budget, Store};
 use userswap_stores::tier::{Settings, Tier};
+
+use pages::{key, page, put};
 
 const AT_ONCE: Settings = Settings { age: Duration::ZERO, rate: None };
 
@@ -54,28 +58,6 @@ fn stack(stores: Vec<Arc<dyn Store>>, settings: Settings) -> (Arc<AtomicU64>, Ti
     let its = Arc::clone(&clock);
     let now = Box::new(move || Duration::from_secs(its.load(Ordering::Relaxed)));
     (clock, Tier::with_clock(stores, settings, now).unwrap())
-}
-
-fn key(page: u64) -> PageKey {
-    PageKey { owner: OwnerId(3), page, generation: 1 }
-}
-
-/// Bytes that don't compress.
-fn page(number: u64) -> Vec<u8> {
-    let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let step = |_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    (0..512).flat_map(step).collect()
-}
-
-fn put(store: &dyn Store, number: u64) -> Result<Handle, StoreError> {
-    let mut handles = [None];
-    store.put(&[Page { key: key(number), bytes: &page(number) }], &mut handles)?;
-    Ok(handles[0].unwrap())
 }
 
 fn figure(store: &dyn Store, wanted: &str) -> u64 {

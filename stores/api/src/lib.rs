@@ -36,5 +36,5 @@ pub use capabilities::{Capabilities, Durability, FetchKind, Integrity, Medium};
 pub use error::StoreError;
 pub use page::{Handle, OwnerId, Page, PageKey, Wanted};
 pub use stats::{Budget, Maintained, Stats};
-pub use store::{Fetch, Store, check_put, check_run};
+pub use store::{Fetch, Store, check_put, check_run, fetch_each};
 pub use waiter::{Completion, Waiter};

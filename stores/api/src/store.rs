@@ -83,13 +83,8 @@ pub trait Store: Send + Sync + 'static {
         results: &mut [Result<Fetch, StoreError>],
         waiter: &Waiter,
     ) -> Result<(), StoreError> {
-        let page_size = self.capabilities().page_size;
-        check_run(page_size, wanted, out, results)?;
-        let mut each = waiter.clone();
-        for ((want, page), result) in wanted.iter().zip(out.chunks_exact_mut(page_size)).zip(results) {
-            *result = self.fetch(want.handle, want.key, page, &each);
-            each.advance();
-        }
+        check_run(self.capabilities().page_size, wanted, out, results)?;
+        fetch_each(self, wanted, out, results, waiter);
         Ok(())
     }
 
@@ -145,6 +140,24 @@ pub enum Fetch {
     Ready,
     /// The page will come by way of the [`Waiter`].
     Pending,
+}
+
+/// [`Store::fetch_run`] as one fetch after the other, for stores that do better only now and then. The run is
+/// [checked](check_run).
+pub fn fetch_each(
+    store: &(impl Store + ?Sized),
+    wanted: &[Wanted],
+    out: &mut [u8],
+    results: &mut [Result<Fetch, StoreError>],
+    waiter: &Waiter,
+) {
+    let mut each = waiter.clone();
+    // Nothing wanted is no pages of no length.
+    let page_size = (out.len() / wanted.len().max(1)).max(1);
+    for ((want, page), result) in wanted.iter().zip(out.chunks_exact_mut(page_size)).zip(results) {
+        *result = store.fetch(want.handle, want.key, page, &each);
+        each.advance();
+    }
 }
 
 /// The checks [`Store::fetch_run`] owes its caller, for stores that override it.

@@ -43,9 +43,10 @@ impl Waiter {
         self.token
     }
 
-    /// The same sink under another token.
-    pub fn set_token(&mut self, token: u64) {
-        self.token = token;
+    /// For the page that comes so many places later in a run.
+    #[must_use]
+    pub fn for_place(&self, place: u64) -> Self {
+        Self { sink: Arc::clone(&self.sink), token: self.token.wrapping_add(place) }
     }
 
     /// Goes on to the next token, as for the next page of a run.

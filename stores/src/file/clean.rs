@@ -1,6 +1,5 @@
 //! Cleaning: segments with few live records are emptied, so that they can be used again.
 
-use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 
 use userswap_store::{Budget, Maintained, StoreError};
@@ -96,7 +95,7 @@ impl File {
             }
         }
         log.unpin(victim.segment, 1);
-        self.shared.counters.cleaned_bytes.fetch_add(moved, Ordering::Relaxed);
+        self.shared.counters.cleaned_bytes.add(moved);
         result.map(|()| Cleaned::Moved(moved))
     }
 

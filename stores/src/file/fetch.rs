@@ -8,7 +8,7 @@ use userswap_store::{Fetch, PageKey, StoreError, Waiter, Wanted};
 use super::buffer::BLOCK;
 use super::log::Found;
 use super::ring::{Lost, Refused};
-use super::{Counters, File, Shared};
+use super::{File, Shared};
 use crate::ram::filled;
 use crate::ram::index::{Named, filled_is_of, named};
 
@@ -141,9 +141,10 @@ fn with_scratch<R>(use_it: impl FnOnce(&mut Vec<u8>) -> R) -> R {
 
 impl Shared {
     fn fetched(&self, result: Result<(), StoreError>) -> Result<Fetch, StoreError> {
-        Counters::add(&self.counters.fetches, 1);
+        let calls = &self.counters.calls;
+        calls.fetches.add(1);
         if result.is_err() {
-            Counters::add(&self.counters.fetch_errors, 1);
+            calls.fetch_errors.add(1);
         }
         result.map(|()| Fetch::Ready)
     }
@@ -152,12 +153,11 @@ impl Shared {
     fn arrived(&self, late: Late, from: usize, mut result: Result<&mut [u8], Lost>) {
         self.log.lock().unpin(late.segment, late.pages.len());
         if let Ok(bytes) = &result {
-            Counters::add(&self.counters.reads, 1);
-            Counters::add(&self.counters.read_bytes, bytes.len() as u64);
+            self.counters.reads.add(1);
+            self.counters.read_bytes.add(bytes.len() as u64);
         }
         for page in late.pages {
-            let mut waiter = late.waiter.clone();
-            waiter.set_token(late.waiter.token().wrapping_add(page.place));
+            let waiter = late.waiter.for_place(page.place);
             with_scratch(|out| {
                 out.resize(self.page_size, 0);
                 let read = match &mut result {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use userswap_store::{
     Budget, Capabilities, Completion, Fetch, FetchKind, Handle, Maintained, Medium, Page, PageKey, Stats,
-    Store, StoreError, Waiter, Wanted, check_put, check_run,
+    Store, StoreError, Waiter, Wanted, check_put, check_run, fetch_each,
 };
 
 use crate::slab::Table;
@@ -164,11 +164,7 @@ impl<G: Guard> Store for Guarded<G> {
         let found = |want: &Wanted| self.table.with(want.handle, |found| *found);
         let all: Option<Vec<_>> = if self.may_wait() { wanted.iter().map(found).collect() } else { None };
         let Some(all) = all else {
-            let mut each = waiter.clone();
-            for ((want, page), result) in wanted.iter().zip(out.chunks_exact_mut(page_size)).zip(results) {
-                *result = self.fetch(want.handle, want.key, page, &each);
-                each.advance();
-            }
+            fetch_each(self, wanted, out, results, waiter);
             return Ok(());
         };
         let inside: Vec<_> =
@@ -231,8 +227,7 @@ fn through<G: Guard>(shared: &Arc<Shared<G>>, waiter: &Waiter, marks: Vec<(PageK
 impl<G: Guard> Completion for Through<G> {
     fn complete(&self, token: u64, page: Result<&[u8], StoreError>) {
         let Some((key, mark)) = usize::try_from(token).ok().and_then(|at| self.marks.get(at)) else { return };
-        let mut waiter = self.waiter.clone();
-        waiter.set_token(self.waiter.token().wrapping_add(token));
+        let waiter = self.waiter.for_place(token);
         let restored = page.and_then(|page| {
             let mut page = page.to_vec();
             self.shared.restore(*key, *mark, &mut page).map(|()| page)

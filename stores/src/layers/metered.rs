@@ -135,9 +135,7 @@ impl Completion for Timed {
         if page.is_ok() {
             self.times.late.add_each(self.started.elapsed(), 1);
         }
-        let mut waiter = self.waiter.clone();
-        waiter.set_token(self.waiter.token().wrapping_add(token));
-        waiter.complete(page);
+        self.waiter.for_place(token).complete(page);
     }
 }
 

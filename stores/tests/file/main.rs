@@ -4,5 +4,7 @@
 
 mod kinds;
 mod laws;
+#[path = "../pages/mod.rs"]
+mod pages;
 mod support;
 mod troubles;

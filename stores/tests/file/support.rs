@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 
 use userswap_store::testkit::fetch_and_wait;
-use userswap_store::{Budget, Completion, Handle, OwnerId, Page, PageKey, Store, StoreError, Waiter};
+use userswap_store::{Budget, Completion, Handle, Store, StoreError, Waiter};
 use userswap_stores::file::{Disturb, Disturbance, File};
 use userswap_stores::spec::{FileSpec, Spec, parse};
+
+pub(crate) use crate::pages::{key, page, put};
 
 /// What `file:` and this say.
 pub(crate) fn spec(text: &str) -> FileSpec {
@@ -52,28 +54,6 @@ impl Drop for Place {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
-}
-
-pub(crate) fn key(page: u64) -> PageKey {
-    PageKey { owner: OwnerId(3), page, generation: 1 }
-}
-
-/// Bytes that don't compress, another page for each number.
-pub(crate) fn page(number: u64) -> Vec<u8> {
-    let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let step = |_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    };
-    (0..512).flat_map(step).collect()
-}
-
-pub(crate) fn put(store: &dyn Store, number: u64) -> Result<Handle, StoreError> {
-    let mut handles = [None];
-    store.put(&[Page { key: key(number), bytes: &page(number) }], &mut handles)?;
-    Ok(handles[0].unwrap())
 }
 
 #[track_caller]
