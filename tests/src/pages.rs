@@ -129,3 +129,17 @@ impl fmt::Debug for Torn {
         write!(f, "page at {addr:#x} of value {value:#x} has {found:#x} as word {word}")
     }
 }
+
+/// What a write of one byte at `addr` to a pipe answers: 0, or the error number.
+pub fn system_call_on(addr: u64) -> i32 {
+    let mut pipe = [0; 2];
+    // SAFETY: needed because the kernel is to look at memory that may not be there or readable: it says so and doesn't fault.
+    unsafe {
+        assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
+        let answer = libc::write(pipe[1], std::ptr::with_exposed_provenance(addr as usize), 1);
+        let error = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
+        libc::close(pipe[0]);
+        libc::close(pipe[1]);
+        if answer == 1 { 0 } else { error }
+    }
+}

@@ -1,20 +1,19 @@
 //! Inline regions: what is theirs alone. What they have in common with others is tested with those, in `region`.
 
 use crate::child;
-use crate::path::Tracer;
+use crate::path::Calls;
+use crate::region::pages_of;
 use std::os::unix::process::ExitStatusExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{TryRecvError, channel};
 use userswap_engine::core::Transition;
 use userswap_engine::{Expected, PagedRegion};
 use userswap_store::{PageKey, Store};
-use userswap_tests::pages::Pages;
+use userswap_tests::pages::system_call_on;
 use userswap_tests::plain::PlainStore;
 use userswap_tests::random::Random;
 use userswap_tests::script::{Answer, ScriptedStore};
 use userswap_tests::watch::{Watchdog, rounds, until};
-use userswap_uffd::Span;
 
 const PAGES: u64 = 256;
 
@@ -22,13 +21,6 @@ const PAGES: u64 = 256;
 fn build(name: &str, store: Arc<dyn Store>) -> Option<PagedRegion> {
     let built = PagedRegion::builder(PAGES * 4096, store).inline().build();
     built.inspect_err(|error| println!("SKIPPED {name}: {error}")).ok()
-}
-
-/// The pages of a region, for whoever keeps order by other means.
-fn pages_of(region: &PagedRegion) -> Pages {
-    let span = Span::new(region.as_ptr().expose_provenance() as u64, region.len() as u64).unwrap();
-    // SAFETY: read-write memory that lives as long as the region; the tests hold no slice of it meanwhile.
-    unsafe { Pages::new(span) }
 }
 
 /// Some pages are had in the handler, some by the helper, at once or late, and several threads want them all.
@@ -82,20 +74,6 @@ fn a_system_call_on_a_page_that_is_out_fails_unless_it_is_pinned() {
     drop(pinned);
     assert_eq!(region.evict(..).unwrap().moved, 2);
     pages.assert_all(|page| page + 1);
-}
-
-/// What a write of one byte at `addr` to a pipe answers: 0, or the error number.
-fn system_call_on(addr: u64) -> i32 {
-    let mut pipe = [0; 2];
-    // SAFETY: needed because the kernel is to look at memory that may not be there: it says so and doesn't fault.
-    unsafe {
-        assert_eq!(libc::pipe(pipe.as_mut_ptr()), 0);
-        let answer = libc::write(pipe[1], std::ptr::with_exposed_provenance(addr as usize), 1);
-        let error = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
-        libc::close(pipe[0]);
-        libc::close(pipe[1]);
-        if answer == 1 { 0 } else { error }
-    }
 }
 
 #[test]
@@ -275,25 +253,10 @@ fn a_fault_served_from_memory_is_one_install() {
     if part.skipped_or("ready") {
         return;
     }
-    let tracer = match Tracer::seize(part.pid().cast_signed()) {
-        Ok(tracer) => tracer,
-        Err(error) => {
-            println!("SKIPPED {name}: a child can't be traced: {error}");
-            return;
-        }
-    };
-    let (done, finished) = channel();
-    part.say("touch");
-    let hearing = std::thread::spawn(move || {
-        part.expect("touched");
-        done.send(()).unwrap();
-        part
-    });
-    let calls = tracer.count_until(|| finished.try_recv() != Err(TryRecvError::Empty));
-    drop(hearing.join().unwrap());
-    let of = |number: libc::c_long| calls.get(&number.cast_unsigned()).copied().unwrap_or(0);
-    assert_eq!((of(libc::SYS_ioctl), of(libc::SYS_rt_sigreturn)), (FAULTS, FAULTS), "{calls:?}");
+    let main = part.pid().cast_signed();
+    let Some(calls) = Calls::while_touching(name, part, main) else { return };
+    assert_eq!((calls.of(libc::SYS_ioctl), calls.of(libc::SYS_rt_sigreturn)), (FAULTS, FAULTS), "{calls:?}");
     // Being told to touch, telling that it did, and getting the helper up once.
-    let others = calls.values().sum::<u64>() - 2 * FAULTS;
+    let others = calls.all() - 2 * FAULTS;
     assert!(others <= 8, "{others} other calls: {calls:?}");
 }

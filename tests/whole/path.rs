@@ -19,31 +19,15 @@ fn a_fault_served_from_memory_is_one_wait_one_read_one_install_and_one_wake() {
         return;
     }
     let handler = thread_named(part.pid(), "userswap-fault0");
-    let tracer = match Tracer::seize(handler) {
-        Ok(tracer) => tracer,
-        Err(error) => {
-            println!("SKIPPED {name}: a child can't be traced: {error}");
-            return;
-        }
-    };
-    let (done, finished) = channel();
-    part.say("touch");
-    let hearing = std::thread::spawn(move || {
-        part.expect("touched");
-        done.send(()).unwrap();
-        part
-    });
-    let calls = tracer.count_until(|| finished.try_recv() != Err(TryRecvError::Empty));
-    drop(hearing.join().unwrap());
-    let of = |number: libc::c_long| calls.get(&number.cast_unsigned()).copied().unwrap_or(0);
+    let Some(calls) = Calls::while_touching(name, part, handler) else { return };
+    let of = |number| calls.of(number);
     let waits = of(libc::SYS_epoll_wait) + of(libc::SYS_epoll_pwait) + of(libc::SYS_epoll_pwait2);
     println!("{FAULTS} faults: {calls:?}");
     // The one it was in when the tracer came, and the one it is in when it goes.
     assert!(waits <= FAULTS + 2, "{waits} waits");
     assert!(of(libc::SYS_read) <= FAULTS + 1, "{} reads", of(libc::SYS_read));
     assert!(of(libc::SYS_ioctl) <= 2 * FAULTS, "{} installs and wakes", of(libc::SYS_ioctl));
-    let all: u64 = calls.values().sum();
-    let others = all - waits - of(libc::SYS_read) - of(libc::SYS_ioctl);
+    let others = calls.all() - waits - of(libc::SYS_read) - of(libc::SYS_ioctl);
     assert!(others <= FAULTS / 16, "{others} other calls: {calls:?}");
 }
 
@@ -56,11 +40,43 @@ fn thread_named(pid: u32, name: &str) -> i32 {
         .unwrap()
 }
 
+/// The system calls a thread made, by number.
+#[derive(Debug)]
+pub(crate) struct Calls(BTreeMap<u64, u64>);
+
+impl Calls {
+    /// Those that a thread of this part makes from the moment the part is told to touch its pages until it has. `None`, having said
+    /// so, where it can't be traced.
+    pub(crate) fn while_touching(name: &str, mut part: child::Part, thread: i32) -> Option<Self> {
+        let tracer = Tracer::seize(thread)
+            .inspect_err(|error| println!("SKIPPED {name}: a child can't be traced: {error}"))
+            .ok()?;
+        let (done, finished) = channel();
+        part.say("touch");
+        let hearing = std::thread::spawn(move || {
+            part.expect("touched");
+            done.send(()).unwrap();
+            part
+        });
+        let calls = tracer.count_until(|| finished.try_recv() != Err(TryRecvError::Empty));
+        drop(hearing.join().unwrap());
+        Some(Self(calls))
+    }
+
+    pub(crate) fn of(&self, number: libc::c_long) -> u64 {
+        self.0.get(&number.cast_unsigned()).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn all(&self) -> u64 {
+        self.0.values().sum()
+    }
+}
+
 /// Traces one thread of a child. All calls of the kernel for it come from the thread that seized it.
-pub(crate) struct Tracer(i32);
+struct Tracer(i32);
 
 impl Tracer {
-    pub(crate) fn seize(thread: i32) -> io::Result<Self> {
+    fn seize(thread: i32) -> io::Result<Self> {
         // SAFETY: needed because the C library has no safe form; no memory is passed.
         let seized = unsafe {
             libc::ptrace(libc::PTRACE_SEIZE, thread, 0, libc::c_long::from(libc::PTRACE_O_TRACESYSGOOD))

@@ -97,7 +97,7 @@ fn a_limit_is_held_while_threads_write_all_over() {
 }
 
 /// The pages of a region, for threads that share it.
-fn pages_of(region: &PagedRegion) -> Pages {
+pub(crate) fn pages_of(region: &PagedRegion) -> Pages {
     let span = Span::new(region.as_ptr().expose_provenance() as u64, region.len() as u64).unwrap();
     // SAFETY: read-write memory that lives as long as the region; the tests hold no slice of it meanwhile.
     unsafe { Pages::new(span) }

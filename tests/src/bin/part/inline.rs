@@ -1,12 +1,13 @@
 //! A program with a region whose faults its threads serve themselves.
 
-use crate::sys::{fork, reap, system_call_on};
+use crate::sys::{fork, reap};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use userswap_engine::PagedRegion;
 use userswap_store::{PageKey, Store, StoreError};
 use userswap_tests::pages::Pages;
+use userswap_tests::pages::system_call_on;
 use userswap_tests::plain::PlainStore;
 use userswap_tests::script::{Answer, ScriptedStore};
 use userswap_uffd::Span;

@@ -4,6 +4,7 @@ use crate::sys;
 use std::sync::Arc;
 use userswap_store::{PageKey, StoreError};
 use userswap_tests::own::{Own, remove};
+use userswap_tests::pages::system_call_on;
 use userswap_tests::script::{Answer, ScriptedStore};
 
 const LOST: u64 = 37;
@@ -29,10 +30,10 @@ pub(crate) fn run() {
     for page in (0..64).filter(|page| *page != LOST) {
         assert_eq!(own.pages.read(page), Ok(page + 1));
     }
-    assert_eq!(sys::system_call_on(own.pages.address(LOST)), libc::EFAULT);
+    assert_eq!(system_call_on(own.pages.address(LOST)), libc::EFAULT);
     assert_eq!(own.space.troubles().1, 1, "one page is poisoned");
     // A forked child finds it no better.
-    let child = sys::fork_bare(|| sys::system_call_on(own.pages.address(LOST)) == libc::EFAULT);
+    let child = sys::fork_bare(|| system_call_on(own.pages.address(LOST)) == libc::EFAULT);
     assert!(sys::reap(child));
     // Whoever gives the page up can use it again.
     remove(own.pages.part(LOST, 1).span());
