@@ -36,6 +36,8 @@ impl Arrivals {
     /// Exchanges what came for an empty `ranges`. `false`: there was more, which is forgotten.
     pub(crate) fn take(&self, ranges: &mut Vec<(u64, u64)>) -> bool {
         ranges.clear();
+        // Here, so that whoever notes needn't.
+        ranges.reserve(MOST);
         let first = !self.wanted.swap(true, Ordering::Relaxed);
         let mut seen = self.seen.lock();
         std::mem::swap(&mut seen.ranges, ranges);

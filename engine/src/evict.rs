@@ -38,6 +38,14 @@ pub struct MovedOut {
     pub pinned: u64,
 }
 
+impl std::ops::AddAssign for MovedOut {
+    fn add_assign(&mut self, more: Self) {
+        self.moved += more.moved;
+        self.stored += more.stored;
+        self.pinned += more.pinned;
+    }
+}
+
 /// Why moving out stopped early. Nothing is lost: pages are where they were, or stand in slots.
 #[derive(Debug, thiserror::Error)]
 pub enum EvictError {
@@ -184,6 +192,8 @@ impl EvictWork {
                         Answer::Moved
                     }
                     Some(Stop::Busy) => Answer::Busy { done },
+                    // Nothing more can move.
+                    Some(Stop::Gone) => return Err(MemoryError::Gone.into()),
                     // More than one mapping, or none.
                     Some(Stop::Unmapped | Stop::Invalid) if self.piece.pages > 1 => {
                         self.reach = self.piece.pages / 2;
@@ -482,78 +492,6 @@ impl Space {
             }
         }
         Ok(())
-    }
-
-    pub(crate) fn write_standing(
-        &self,
-        work: &mut EvictWork,
-        moved: &mut MovedOut,
-    ) -> Result<(), EvictError> {
-        let written = work.write(self);
-        let directory = self.shared();
-        work.commit(self, moved);
-        drop(directory);
-        written
-    }
-
-    /// Sees to it that a slot is free: empties drained ones, then writes out what is queued, which nobody else frees, then the
-    /// longest-standing.
-    fn make_room(&self, work: &mut EvictWork, moved: &mut MovedOut) -> Result<(), EvictError> {
-        if self.has_room()? {
-            return Ok(());
-        }
-        while self.write_next(work)? {
-            if self.has_room()? {
-                return Ok(());
-            }
-        }
-        let ready = self.names.lock().by_age();
-        for (id, standing) in ready {
-            work.take_up(id, standing);
-            self.write_standing(work, moved)?;
-            if self.has_room()? {
-                return Ok(());
-            }
-        }
-        self.await_writes();
-        for _ in 0..BUSY_TRIES {
-            if self.has_room()? {
-                return Ok(());
-            }
-            if self.names.lock().iter().any(|(_, standing)| standing.slot.is_of(&self.pool)) {
-                break;
-            }
-            // Nobody stands in any: who has just read one lets go of it.
-            std::thread::sleep(Duration::from_micros(50));
-        }
-        Err(EvictError::NoSlot)
-    }
-
-    fn has_room(&self) -> Result<bool, MemoryError> {
-        if self.pool.free() == 0 {
-            self.reclaim_slots()?;
-        }
-        Ok(self.pool.free() > 0)
-    }
-
-    /// Writes out what stands in slots, longest-standing first, until at least `most` pages are written.
-    ///
-    /// # Errors
-    /// When the store doesn't take it; it stays where it stands.
-    pub fn write_out(&self, most: u64) -> Result<MovedOut, EvictError> {
-        let _mover = self.mover.lock();
-        let mut work = EvictWork::new(self.pool.slot_pages());
-        let mut moved = MovedOut::default();
-        let ready = self.names.lock().by_age();
-        for (id, standing) in ready {
-            if moved.stored >= most {
-                break;
-            }
-            work.take_up(id, standing);
-            self.write_standing(&mut work, &mut moved)?;
-        }
-        self.reclaim_slots()?;
-        Ok(moved)
     }
 
     /// Faults that waited for a move's record are decided again, and what a handler left unread is read.

@@ -115,9 +115,7 @@ impl Pacer {
             })?;
             let count = |pages: u64| u32::try_from(pages).unwrap_or(u32::MAX);
             self.victims.left(block, count(moved.moved), count(moved.pinned));
-            total.moved += moved.moved;
-            total.stored += moved.stored;
-            total.pinned += moved.pinned;
+            *total += moved;
             while space.writes().len() > AHEAD {
                 space.write_next(work)?;
             }

@@ -1,10 +1,11 @@
-//! Slots that are to be written out, by whoever has time.
+//! Writing slots out, and so making them free again: by whoever has time.
 //!
 //! Moving pages into slots is one thread's work, writing the slots out anybody's. Whoever moves out to hold a limit leaves the slots here and
 //! takes them up again; handlers whose faults are being held back, since memory comes faster than it goes, help.
 
 use crate::core::SlotId;
 use crate::evict::{EvictError, EvictWork, MovedOut};
+use crate::memory::MemoryError;
 use crate::slots::Standing;
 use crate::space::Space;
 use parking_lot::Mutex;
@@ -25,6 +26,9 @@ pub(crate) struct Writes {
 /// How often the last slots are looked after while others write them.
 const ALMOST: Duration = Duration::from_micros(50);
 
+/// How often slots are looked after that nobody stands in and somebody has just read.
+const LOOKS: u32 = 200;
+
 impl Writes {
     pub(crate) fn push(&self, id: SlotId, standing: Standing) {
         self.waiting.lock().push_back((id, standing));
@@ -41,6 +45,79 @@ impl Writes {
 }
 
 impl Space {
+    /// Puts what stands in the slot taken up into the store, and lets go of the slot.
+    pub(crate) fn write_standing(
+        &self,
+        work: &mut EvictWork,
+        moved: &mut MovedOut,
+    ) -> Result<(), EvictError> {
+        let written = work.write(self);
+        let directory = self.shared();
+        work.commit(self, moved);
+        drop(directory);
+        written
+    }
+
+    /// Sees to it that a slot is free: empties drained ones, then writes out what is queued, which nobody else frees, then the
+    /// longest-standing.
+    pub(crate) fn make_room(&self, work: &mut EvictWork, moved: &mut MovedOut) -> Result<(), EvictError> {
+        if self.has_room()? {
+            return Ok(());
+        }
+        while self.write_next(work)? {
+            if self.has_room()? {
+                return Ok(());
+            }
+        }
+        let ready = self.names.lock().by_age();
+        for (id, standing) in ready {
+            work.take_up(id, standing);
+            self.write_standing(work, moved)?;
+            if self.has_room()? {
+                return Ok(());
+            }
+        }
+        self.await_writes();
+        for _ in 0..LOOKS {
+            if self.has_room()? {
+                return Ok(());
+            }
+            if self.names.lock().iter().any(|(_, standing)| standing.slot.is_of(&self.pool)) {
+                break;
+            }
+            // Nobody stands in any: who has just read one lets go of it.
+            std::thread::sleep(ALMOST);
+        }
+        Err(EvictError::NoSlot)
+    }
+
+    fn has_room(&self) -> Result<bool, MemoryError> {
+        if self.pool.free() == 0 {
+            self.reclaim_slots()?;
+        }
+        Ok(self.pool.free() > 0)
+    }
+
+    /// Writes out what stands in slots, longest-standing first, until at least `most` pages are written.
+    ///
+    /// # Errors
+    /// When the store doesn't take it; it stays where it stands.
+    pub fn write_out(&self, most: u64) -> Result<MovedOut, EvictError> {
+        let _mover = self.mover.lock();
+        let mut work = EvictWork::new(self.pool.slot_pages());
+        let mut moved = MovedOut::default();
+        let ready = self.names.lock().by_age();
+        for (id, standing) in ready {
+            if moved.stored >= most {
+                break;
+            }
+            work.take_up(id, standing);
+            self.write_standing(&mut work, &mut moved)?;
+        }
+        self.reclaim_slots()?;
+        Ok(moved)
+    }
+
     /// Writes one slot out. Whether there was one.
     pub(crate) fn write_next(&self, work: &mut EvictWork) -> Result<bool, EvictError> {
         let writes = self.writes();

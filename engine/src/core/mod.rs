@@ -8,6 +8,7 @@ mod around;
 mod events;
 mod flight;
 mod index;
+mod moving;
 mod nearby;
 mod page;
 mod shard;

@@ -35,12 +35,7 @@ impl Inline {
         let hand = self.mover.lock().hand.min(end);
         let mut moved = self.evict_pages(hand, end, most)?;
         if moved.moved < most {
-            let more = self.evict_pages(0, hand, most - moved.moved)?;
-            moved = MovedOut {
-                moved: moved.moved + more.moved,
-                stored: moved.stored + more.stored,
-                pinned: moved.pinned + more.pinned,
-            };
+            moved += self.evict_pages(0, hand, most - moved.moved)?;
         }
         Ok(moved)
     }

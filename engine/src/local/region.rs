@@ -2,7 +2,7 @@
 
 use super::served::Served;
 use super::signalled::Signalled;
-use crate::core::Counts;
+use crate::core::{Counts, Habit};
 use crate::engine::Engine;
 use crate::evict::{EvictError, MovedOut};
 use crate::memory::MemoryError;
@@ -368,6 +368,18 @@ pub enum Expected {
     Random,
     /// Soon: it is brought in now.
     WillNeed,
+}
+
+impl Expected {
+    /// What is to be remembered; `None` if it is to be brought in instead.
+    pub(super) fn habit(self) -> Option<Habit> {
+        match self {
+            Self::Unknown => Some(Habit::Unknown),
+            Self::Sequential => Some(Habit::Sequential),
+            Self::Random => Some(Habit::Random),
+            Self::WillNeed => None,
+        }
+    }
 }
 
 /// Keeps a range of a region in memory until it is dropped.

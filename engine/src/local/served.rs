@@ -2,7 +2,7 @@
 
 use super::region::{Expected, PagedRegionBuilder, RegionError};
 use super::{LocalReach, Usage};
-use crate::core::{Habit, PageIndex};
+use crate::core::PageIndex;
 use crate::engine::{Engine, SpaceId};
 use crate::evict::{EvictError, Keep, MovedOut};
 use crate::memory::MemoryError;
@@ -83,10 +83,7 @@ impl Served {
     pub(super) fn evict(&self, span: Span) -> Result<MovedOut, EvictError> {
         let mut moved = MovedOut::default();
         for span in self.unpinned(span) {
-            let more = self.space.move_out(span, u64::MAX, Keep::Stored)?;
-            moved.moved += more.moved;
-            moved.stored += more.stored;
-            moved.pinned += more.pinned;
+            moved += self.space.move_out(span, u64::MAX, Keep::Stored)?;
         }
         Ok(moved)
     }
@@ -125,12 +122,7 @@ impl Served {
     }
 
     pub(super) fn expect(&self, span: Span, expected: Expected) -> Result<(), MemoryError> {
-        let habit = match expected {
-            Expected::WillNeed => return self.bring_in(span).map(drop),
-            Expected::Unknown => Habit::Unknown,
-            Expected::Sequential => Habit::Sequential,
-            Expected::Random => Habit::Random,
-        };
+        let Some(habit) = expected.habit() else { return self.bring_in(span).map(drop) };
         for part in self.space.shared().parts(span) {
             part.region.lock().expect(PageIndex(part.piece.first.0), part.piece.pages, habit);
         }

@@ -2,7 +2,7 @@
 
 use super::Usage;
 use super::region::{Expected, PagedRegionBuilder, RegionError};
-use crate::core::{Habit, PageIndex};
+use crate::core::PageIndex;
 use crate::evict::{EvictError, MovedOut};
 use crate::inline::{Helper, Inline, Keeper, Registered, Settings, lacking};
 use crate::memory::MemoryError;
@@ -84,12 +84,7 @@ impl Signalled {
     }
 
     pub(super) fn expect(&self, span: Span, expected: Expected) -> Result<(), MemoryError> {
-        let habit = match expected {
-            Expected::WillNeed => return self.bring_in(span).map(drop),
-            Expected::Unknown => Habit::Unknown,
-            Expected::Sequential => Habit::Sequential,
-            Expected::Random => Habit::Random,
-        };
+        let Some(habit) = expected.habit() else { return self.bring_in(span).map(drop) };
         let (first, end) = self.region().pages(span);
         let blocked = Blocked::now();
         self.region().state.lock(&blocked).shard.expect(PageIndex(first), end - first, habit);
