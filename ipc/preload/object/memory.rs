@@ -29,13 +29,13 @@ fn changes_kind(advice: c_int) -> bool {
     )
 }
 
-/// Has a range brought back and left alone; whether it was. Without an agent nothing was ever moved.
-fn exclude(at: usize, len: usize) -> bool {
-    let Some(control) = STATE.control() else { return false };
+/// Has a range brought back and left alone. Without an agent nothing was ever moved.
+fn exclude(at: usize, len: usize) {
+    let Some(control) = STATE.control() else { return };
     let start = at & !(PAGE - 1);
-    let Some(end) = at.checked_add(len).and_then(|end| end.checked_next_multiple_of(PAGE)) else {
-        return false;
-    };
+    let Some(end) = at.checked_add(len).and_then(|end| end.checked_next_multiple_of(PAGE)) else { return };
     let region = Region { address: start as u64, length: (end - start) as u64 };
-    region.is_whole() && control.ask(Request::Exclude(region))
+    if region.is_whole() {
+        control.ask(Request::Exclude(region));
+    }
 }

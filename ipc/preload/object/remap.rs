@@ -118,28 +118,22 @@ unsafe fn to_place(mut wish: Wish) -> Result<usize, Errno> {
         let grown = if done + piece == wish.old_len { wish.new_len - done } else { piece };
         let one = Wish { at: wish.at + done, old_len: piece, new_len: grown, to: wish.to + done, ..wish };
         // SAFETY: a piece of what the caller may move, to a place of ours.
-        let went = match unsafe { one.as_it_is() } {
+        let result = unsafe { one.as_it_is() };
+        let left = wish.new_len - done;
+        let went = match result {
             Ok(_) => piece,
-            Err(Errno::FAULT) => {
-                // What went nevertheless is a mapping of its own in what is left of the place.
-                let left = wish.new_len - done;
-                let first = mapping_at(one.to, left);
-                if first < left { first } else { 0 }
-            }
-            Err(error) => {
-                // SAFETY: nothing of the program's is there.
-                unsafe { sys::unmap(one.to, wish.new_len - done) };
-                return Err(error);
-            }
+            // What went nevertheless is a mapping of its own in what is left of the place.
+            Err(Errno::FAULT) => Some(mapping_at(one.to, left)).filter(|first| *first < left).unwrap_or(0),
+            Err(_) => 0,
         };
         done += went;
-        piece = match went {
-            0 if piece == PAGE => {
+        piece = match (went, result) {
+            (0, Err(Errno::FAULT)) if piece > PAGE => (piece / 2).next_multiple_of(PAGE),
+            (0, Err(error)) => {
                 // SAFETY: nothing of the program's is there.
-                unsafe { sys::unmap(wish.to + done, wish.new_len - done) };
-                return Err(Errno::FAULT);
+                unsafe { sys::unmap(one.to, left) };
+                return Err(error);
             }
-            0 => (piece / 2).next_multiple_of(PAGE),
             _ => wish.old_len - done,
         };
     }
