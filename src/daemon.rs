@@ -16,12 +16,14 @@ mod service;
 mod steward;
 mod survey;
 mod throttle;
+mod total;
 mod upkeep;
 mod warden;
 
 pub use builder::ServerBuilder;
-pub use server::{ClientStatus, Server, ServerError, Total};
+pub use server::{ClientStatus, Server, ServerError};
 #[cfg(feature = "control")]
 pub use service::{Options, Service};
 pub use throttle::Throttle;
+pub use total::Total;
 pub use warden::{Record, Warden};

@@ -8,7 +8,7 @@ use userswap_engine::memory::{MemoryError, Moved, Order};
 use userswap_engine::watched::{Reach, refused};
 use userswap_ipc::extension::{DropHow, MAX_DROPS, MoveRange, MoveStop, Mover};
 use userswap_ipc::{Abilities, ClientLink, Epoch, LinkError};
-use userswap_uffd::{Outcome, Pagemap, Process, RegisterMode, Span, Stop, Uffd, page_bytes};
+use userswap_uffd::{Outcome, Pagemap, PagemapEntry, Process, RegisterMode, Span, Stop, Uffd, page_bytes};
 
 /// Reaches the memory of a process at the other end of a connection.
 #[derive(Default)]
@@ -59,11 +59,16 @@ impl Told {
     /// What came of an order whose answer never came: once nothing can be moved into the slot any more, what is in it was moved.
     fn moved_unheard(&self, uffd: &Uffd, slot: Span) -> Result<Moved, MemoryError> {
         uffd.unregister(slot).map_err(|error| refused("unregistering", slot, error))?;
-        let mut entries = Vec::new();
-        self.pagemap.entries(slot, &mut entries).map_err(|error| refused("looking at", slot, error))?;
         // In order, from the first on.
-        let moved = entries.iter().take_while(|entry| entry.present() || entry.swapped()).count();
+        let moved = self.entries(slot)?.iter().take_while(|entry| entry.present() || entry.swapped()).count();
         Ok(Moved::Now(Outcome { done: moved as u64 * page_bytes(), stop: Some(Stop::Gone) }))
+    }
+
+    /// What the page table says of a range.
+    fn entries(&self, span: Span) -> Result<Vec<PagemapEntry>, MemoryError> {
+        let mut entries = Vec::new();
+        self.pagemap.entries(span, &mut entries).map_err(|error| refused("looking at", span, error))?;
+        Ok(entries)
     }
 
     /// Whether its agent moves pages by UFFDIO_MOVE.
@@ -75,11 +80,7 @@ impl Told {
 // SAFETY: needed by the trait's promise. Managed ranges belong to another process, whose memory no reference here knows.
 unsafe impl Reach for ClientReach {
     fn resident(&self, span: Span, present: &mut Vec<bool>) -> Result<(), MemoryError> {
-        let mut entries = Vec::new();
-        self.told()?
-            .pagemap
-            .entries(span, &mut entries)
-            .map_err(|error| refused("looking at", span, error))?;
+        let entries = self.told()?.entries(span)?;
         present.clear();
         // What the kernel has swapped out is its own business.
         present.extend(entries.iter().map(|entry| entry.present()));
@@ -114,7 +115,7 @@ unsafe impl Reach for ClientReach {
         let reply = match told.link.move_ranges(Epoch::default(), Mover::UffdMove, &[range]) {
             Ok(reply) => reply,
             Err(error) => {
-                tracing::warn!(pid = told.process.pid(), %error, "a move went unanswered");
+                tracing::debug!(pid = told.process.pid(), %error, "a move went unanswered");
                 return told.moved_unheard(uffd, slot);
             }
         };

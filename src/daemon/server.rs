@@ -6,6 +6,7 @@ use super::claims::Claims;
 use super::reach::ClientReach;
 use super::steward::{Steward, Task};
 use super::survey::Survey;
+use super::total::Total;
 use super::upkeep::Upkeep;
 use crossbeam::channel::{Receiver, Sender};
 use parking_lot::Mutex;
@@ -16,10 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use userswap_engine::core::Counts;
-use userswap_engine::{
-    Engine, EvictError, Histogram, MemoryError, MovedOut, Observer, Space, SpaceId, Watched,
-};
+use userswap_engine::{Engine, EvictError, MemoryError, MovedOut, Observer, Space, SpaceId, Watched};
 use userswap_ipc::{
     Child, ClientLink, Connection, LinkError, Listener, Peer, Received, TransportError, Wait,
 };
@@ -99,26 +97,13 @@ pub struct ClientStatus {
     pub standby_bytes: u64,
 }
 
-/// Sums over all clients there were and are.
-#[derive(Clone, Debug, Default)]
-pub struct Total {
-    /// How often each transition was taken.
-    pub counts: Counts,
-    /// Fetches the store could not serve.
-    pub store_errors: u64,
-    /// Pages lost for it.
-    pub poisoned_pages: u64,
-    /// How long faults were in a handler's hands.
-    pub service: Histogram,
-}
-
 /// Serves clients until it is dropped.
 ///
 /// Dropping it without [`drain`](Self::drain) leaves clients that have memory out waiting for ever when they touch it.
 pub struct Server {
     pub(super) inner: Arc<Inner>,
     acceptor: Option<JoinHandle<()>>,
-    upkeep: Option<Upkeep>,
+    _upkeep: Upkeep,
 }
 
 pub(super) struct Inner {
@@ -174,16 +159,14 @@ impl Server {
         });
         let engine = builder.engine(Arc::new(Watcher(Arc::downgrade(&inner))))?;
         let _ = inner.engine.set(engine);
+        let upkeep = Upkeep::start(Arc::clone(inner.engine().store()))
+            .map_err(|source| ServerError::Start { doing: "looking after the store", source })?;
         let serving = Arc::clone(&inner);
         let acceptor = std::thread::Builder::new()
             .name("userswap-accept".into())
             .spawn(move || serving.accept())
             .map_err(|source| ServerError::Start { doing: "starting the acceptor", source })?;
-        let upkeep = Upkeep::start(Arc::clone(inner.engine().store()));
-        let mut server = Self { inner, acceptor: Some(acceptor), upkeep: None };
-        server.upkeep =
-            Some(upkeep.map_err(|source| ServerError::Start { doing: "looking after the store", source })?);
-        Ok(server)
+        Ok(Self { inner, acceptor: Some(acceptor), _upkeep: upkeep })
     }
 
     /// Takes a client on over a connection that is there already. Returns its process.
@@ -276,16 +259,7 @@ impl Server {
 
     /// Sums over all clients, past ones included.
     pub fn total(&self) -> Total {
-        let past = self.inner.total.lock();
-        let total = Total {
-            counts: Counts::default(),
-            store_errors: past.store_errors,
-            poisoned_pages: past.poisoned_pages,
-            service: past.service.clone(),
-        };
-        total.counts.add(&past.counts);
-        drop(past);
-        let mut total = total;
+        let mut total = self.inner.total.lock().copied();
         for (_, space) in self.inner.engine().spaces() {
             total.add(&space);
         }
@@ -304,7 +278,6 @@ impl Drop for Server {
         if let Some(acceptor) = self.acceptor.take() {
             let _ = acceptor.join();
         }
-        self.upkeep = None;
         for entry in self.inner.entries() {
             entry.link.disconnect();
             entry.stop();
@@ -313,16 +286,6 @@ impl Drop for Server {
         for (id, _) in self.inner.engine().spaces() {
             self.inner.engine().forget(id);
         }
-    }
-}
-
-impl Total {
-    fn add(&mut self, space: &Space) {
-        self.counts.add(space.counts());
-        let (store_errors, poisoned) = space.troubles();
-        self.store_errors += store_errors;
-        self.poisoned_pages += poisoned;
-        self.service.add(space.service());
     }
 }
 
