@@ -10,6 +10,7 @@ use crate::setup::{self, Enlisted};
 use crate::socket::{Received, Socket};
 use crate::state::STATE;
 use crate::sys::{self, Fd, PollFd};
+use crate::threads::Threads;
 use crate::wire::{self, Message};
 
 /// How long a process must have lived to be worth it. Most processes a shell or a compiler makes never get there, and cost the
@@ -38,7 +39,7 @@ fn live(control: &'static Control, mut buffers: Buffers, block: usize) {
     match setup::enlist(&mut buffers, block) {
         Ok(enlisted) => {
             sys::drop_capabilities();
-            serve(control, &bell, enlisted, &mut buffers);
+            serve(control, Threads::of_block(block), &bell, enlisted, &mut buffers);
         }
         // Nothing was ever moved: whoever asks for something to be left alone has it.
         Err(setup::Unmanaged) => finish(control),
@@ -99,6 +100,7 @@ fn answer_bell(bell: &Fd) {
 /// The agent once it is a client.
 pub(crate) struct Agent {
     control: &'static Control,
+    threads: &'static Threads,
     /// `None` once the daemon is gone. What it has moved out stays out, and whoever touches it waits.
     socket: Option<Socket>,
     areas: setup::Areas,
@@ -114,11 +116,18 @@ enum Next {
     Leave,
 }
 
-fn serve(control: &'static Control, bell: &Fd, enlisted: Enlisted, buffers: &mut Buffers) {
+fn serve(
+    control: &'static Control,
+    threads: &'static Threads,
+    bell: &Fd,
+    enlisted: Enlisted,
+    buffers: &mut Buffers,
+) {
     let Enlisted { socket, uffd, areas } = enlisted;
     let pagemap = sys::open(c"/proc/thread-self/pagemap", 0).ok();
     let mut agent = Agent {
         control,
+        threads,
         socket: Some(socket),
         areas,
         uffd,
@@ -227,6 +236,14 @@ impl Agent {
             self.control.answer(false);
         }
         Next::Go
+    }
+
+    pub(crate) fn control(&self) -> &'static Control {
+        self.control
+    }
+
+    pub(crate) fn threads(&self) -> &'static Threads {
+        self.threads
     }
 
     pub(crate) fn uffd(&self) -> &Fd {

@@ -1,7 +1,7 @@
 //! The agent's block of memory, and how the program's threads speak to the agent through it.
 //!
 //! ```text
-//! guard page · stack · control page · receive buffer · send buffer
+//! guard page · stack · control page · receive buffer · send buffer · table of threads
 //! ```
 //!
 //! A fork's child has the block too, but finds its control page wiped: there is no agent yet. A vfork's child shares it.
@@ -9,13 +9,15 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::sys::{self, Errno, PAGE};
+use crate::threads::{Moving, Threads};
 use crate::wire::{MAX_MESSAGE, MAX_SENT, Region};
 
 const STACK: usize = 16 * PAGE;
 const CONTROL_AT: usize = PAGE + STACK;
 const RECEIVE_AT: usize = CONTROL_AT + PAGE;
 const SEND_AT: usize = RECEIVE_AT + MAX_MESSAGE;
-const BLOCK: usize = (SEND_AT + MAX_SENT).next_multiple_of(PAGE);
+const THREADS_AT: usize = (SEND_AT + MAX_SENT).next_multiple_of(PAGE);
+const BLOCK: usize = (THREADS_AT + size_of::<Threads>()).next_multiple_of(PAGE);
 
 /// Maps a block.
 pub(crate) fn map_block() -> Result<usize, Errno> {
@@ -40,6 +42,11 @@ pub(crate) fn block_region(block: usize) -> Region {
 /// The end of a block's stack, where a thread starts on it.
 pub(crate) fn stack_top(block: usize) -> usize {
     block + CONTROL_AT
+}
+
+/// Where a block's table of threads is.
+pub(crate) fn threads_at(block: usize) -> usize {
+    block + THREADS_AT
 }
 
 /// A block's buffers.
@@ -86,6 +93,7 @@ pub(crate) struct Control {
     /// 0: not answered. 1: done. 2: not to be had.
     answer: AtomicU32,
     code: AtomicU32,
+    moving: Moving,
     address: AtomicU64,
     length: AtomicU64,
 }
@@ -112,6 +120,11 @@ impl Control {
     /// The word of the agent's thread id, for the kernel.
     pub(crate) fn tid_word(&self) -> *mut u32 {
         self.tid.as_ptr()
+    }
+
+    /// Says when pages are being moved.
+    pub(crate) fn moving(&self) -> &Moving {
+        &self.moving
     }
 
     pub(crate) fn set_pid(&self, pid: u32) {

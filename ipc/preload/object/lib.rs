@@ -4,7 +4,7 @@
 //! - [`start`]: the constructor and the agent's thread. [`agent`]: what that does; START HERE.
 //! - [`setup`], [`orders`], [`socket`], [`wire`]: becoming a client and being one.
 //! - [`control`]: how the program's threads speak to the agent.
-//! - [`fork`], [`exec`], [`memory`], [`remap`], [`restrict`]: the functions that are interposed. [`next`]: those behind them.
+//! - [`fork`], [`exec`], [`memory`], [`remap`], [`restrict`], [`threads`]: the functions that are interposed. [`next`]: those behind them.
 //! - [`state`]: what is remembered. [`sys`]: system calls. [`support`]: what the compiler needs.
 //!
 //! No standard library, no allocation, no thread-local storage, no dependency, no panic.
@@ -29,4 +29,5 @@ mod state;
 mod support;
 mod sys;
 mod tasks;
+pub mod threads;
 mod wire;

@@ -91,6 +91,8 @@ functions! {
     execvpe = c"execvpe": fn(*const c_char, Strings, Strings);
     fexecve = c"fexecve": fn(c_int, Strings, Strings);
     posix_spawn = c"posix_spawn": fn(*mut c_int, *const c_char, *const u8, *const u8, Strings, Strings);
+    pthread_create = c"pthread_create": fn(*mut usize, *const u8, usize, usize);
+    thrd_create = c"thrd_create": fn(*mut usize, usize, usize);
     posix_spawnp = c"posix_spawnp": fn(*mut c_int, *const c_char, *const u8, *const u8, Strings, Strings);
 }
 

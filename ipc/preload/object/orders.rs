@@ -19,22 +19,36 @@ pub(crate) fn move_range(agent: &Agent, mover: u32, ranges: &Elements<'_>, index
     if !sound || areas.ours.iter().any(|ours| ours.overlaps(src)) {
         return (0, stop::REFUSED);
     }
+    agent.control().moving().during(|| match agent.threads().first_kept(src) {
+        None => move_bare(agent, src, dest.address),
+        Some(kept) => {
+            let before = Region { address: src.address, length: kept - src.address };
+            match move_bare(agent, before, dest.address) {
+                (done, stop::NONE) => (done, stop::PINNED),
+                stopped => stopped,
+            }
+        }
+    })
+}
+
+/// Moves what no thread's end depends on.
+fn move_bare(agent: &Agent, src: Region, dest: u64) -> (u64, u32) {
     let mut done = 0;
-    loop {
+    while done < src.length {
         // SAFETY: the daemon answers for the source being registered; the destination lies in the staging area, which is
         // nobody's.
         let (moved, errno) = unsafe {
-            sys::uffd_move(agent.uffd(), dest.address + done, src.address + done, src.length - done)
+            sys::uffd_move(agent.uffd(), dest + done, src.address + done, src.length - done)
         };
         done += moved;
         match errno {
-            None => return (done, stop::NONE),
+            None => {}
             // After a part the next try, from there, tells the reason.
-            Some(Errno::AGAIN) if moved > 0 && done < src.length => {}
-            Some(Errno::AGAIN) if done == src.length => return (done, stop::NONE),
+            Some(Errno::AGAIN) if moved > 0 => {}
             Some(errno) => return (done, reason(errno, agent.pagemap(), src.address + done)),
         }
     }
+    (done, stop::NONE)
 }
 
 fn reason(errno: Errno, pagemap: Option<&Fd>, at: u64) -> u32 {

@@ -10,6 +10,7 @@ pub(crate) struct Errno(pub(crate) i32);
 
 impl Errno {
     pub(crate) const NOENT: Self = Self(2);
+    pub(crate) const SRCH: Self = Self(3);
     pub(crate) const INTR: Self = Self(4);
     pub(crate) const AGAIN: Self = Self(11);
     pub(crate) const NOMEM: Self = Self(12);
@@ -145,6 +146,11 @@ pub(crate) fn exit_thread() -> ! {
     loop {
         let _ = by_value!(nr::EXIT, 0);
     }
+}
+
+/// Whether a process has no thread of this number any more.
+pub(crate) fn is_gone(pid: u32, tid: u32) -> bool {
+    by_value!(nr::TGKILL, pid as usize, tid as usize, 0) == Err(Errno::SRCH)
 }
 
 pub(crate) fn sleep(nanoseconds: u64) {

@@ -36,6 +36,8 @@
 //! - madvise with DONTFORK, WIPEONFORK, DONTDUMP, MERGEABLE, GUARD_INSTALL: the range is brought back first and left alone from then on.
 //! - mremap of a range that is several mappings only because a part of it is registered, which the kernel refuses, at times with some
 //!   of it moved already: it goes piece by piece.
+//! - pthread_create, thrd_create: the thread is entered in a table first, and the pages of its control block aren't moved, for
+//!   the kernel writes there when the thread is too far gone to be served: the join would be lost.
 //! - prctl(PR_SET_SECCOMP), seccomp, setns, unshare of what needs a process of one thread (a user namespace): everything is
 //!   brought back and the agent ends, before the call is made. The same through syscall(2).
 //! - syscall(SYS_exit) of the program's last thread ends the process, which the agent would keep alive.
@@ -51,6 +53,8 @@
 //! - Of a program of another architecture (32-bit) the loader says that the object can't be preloaded, and goes on.
 //! - What a C library does inside itself is not seen: realloc's mremap (it falls back to copying), the guard pages of thread
 //!   stacks, system(3) and popen(3) of a program that has cleared its environment, calls made without the C library's `syscall`.
+//! - A thread that ends while it holds a robust mutex in private memory that is out: the kernel doesn't mark the mutex. Robust mutexes
+//!   in shared memory, which is where they are of use, are never moved.
 //! - In another network namespace an abstract address isn't reached: forked children there are served by the userfaultfd that the
 //!   kernel made for them, programs executed there run unmanaged.
 //! - A thread of the program that changes its user or group changes it for the threads the C library knows. The agent keeps the

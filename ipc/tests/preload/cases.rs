@@ -38,6 +38,7 @@ pub(crate) const CASES: &[(&str, Case)] = &[
     ("advice_that_changes_what_memory_is", |bench| quietly(bench, "advises", 1)),
     ("mremap_of_what_is_registered_in_parts", |bench| quietly(bench, "remaps", 6)),
     ("a_thousand_threads", threads),
+    ("a_thread_that_ends_with_its_stack_moved", ends_untouched),
     ("signals_go_to_the_program", |bench| quietly(bench, "signals", 1)),
     ("a_shell_and_its_pipeline", shell),
     ("the_daemon_dies", daemon_dies),
@@ -107,6 +108,18 @@ fn another_preload(bench: &Bench) -> Option<String> {
     for entry in ["A=1", &preload, &socket] {
         assert!(ran.output.iter().any(|line| line == entry), "{entry} in {ran:?}");
     }
+    None
+}
+
+/// All of the stack is out but the pages of the thread's control block. Without restartable sequences: for those the kernel writes
+/// to the block whenever the thread goes on, and waits for the page.
+fn ends_untouched(bench: &Bench) -> Option<String> {
+    let mut command = Command::new(bench.program());
+    command.arg("ends_untouched").env("GLIBC_TUNABLES", "glibc.pthread.rseq=0");
+    let ran = bench.run_command(&Daemon::start(), command);
+    ran.succeeded();
+    let [fill] = &ran.fills[..] else { panic!("{ran:?}") };
+    assert!((1..=2).contains(&(fill.pages - fill.moved)), "{ran:?}");
     None
 }
 

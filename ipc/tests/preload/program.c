@@ -276,6 +276,51 @@ static void restrict_calls(void) {
     check(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) == 0, "seccomp");
 }
 
+static int pipe_of[4];
+static char heard;
+static pid_t ending;
+
+/* Says that it runs, waits, and ends, and touches no memory of its own from then on. */
+static void *end_untouched(void *unused) {
+    long made;
+    ending = gettid();
+    __asm__ volatile(
+        "syscall\n\t"
+        "mov $0, %%eax\n\t"
+        "mov %2, %%edi\n\t"
+        "lea %3, %%rsi\n\t"
+        "syscall\n\t"
+        "mov $60, %%eax\n\t"
+        "xor %%edi, %%edi\n\t"
+        "syscall"
+        : "=a"(made)
+        : "a"(SYS_write), "r"(pipe_of[2]), "m"(heard), "D"(pipe_of[1]), "S"(&heard), "d"(1)
+        : "rcx", "r11", "memory");
+    return unused;
+}
+
+/* The kernel clears a word of the thread's structures when it ends, and waits for no page then. */
+static int ends_untouched(void) {
+    char *stack = map(LENGTH);
+    memset(stack, 5, LENGTH);
+    check(pipe(pipe_of) == 0 && pipe(pipe_of + 2) == 0, "pipes");
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    check(pthread_attr_setstack(&attributes, stack + LENGTH / 2, LENGTH / 4) == 0, "a stack");
+    pthread_t thread;
+    check(pthread_create(&thread, &attributes, end_untouched, 0) == 0, "a thread");
+    char c;
+    check(read(pipe_of[0], &c, 1) == 1, "it runs");
+    say("fill", stack, LENGTH);
+    check(write(pipe_of[3], &c, 1) == 1, "it may end");
+    /* Whoever joins earlier touches the memory earlier, too, and has it back in place. */
+    while (syscall(SYS_tgkill, getpid(), ending, 0) == 0) usleep(1000);
+    check(pthread_join(thread, 0) == 0, "join");
+    for (unsigned long i = 0; i < LENGTH / 2; i++) check(stack[i] == 5, "what lies below");
+    for (unsigned long i = LENGTH / 4 * 3; i < LENGTH; i++) check(stack[i] == 5, "what lies above");
+    return 0;
+}
+
 static int restricts(void) {
     uint64_t *at = filled(9);
     say("fill", at, LENGTH);
@@ -436,7 +481,7 @@ static const struct {
     {"vforks", vforks}, {"spawns", spawns}, {"clears", clears}, {"clears_for_another", clears_for_another},
     {"environment", shows_environment}, {"main_exits", main_exits}, {"bare_exit", bare_exit},
     {"closes_all", closes_all}, {"chroots", chroots}, {"restricts", restricts}, {"unshares", unshares},
-    {"enters", enters}, {"advises", advises}, {"remaps", remaps}, {"many_threads", many_threads},
+    {"enters", enters}, {"advises", advises}, {"ends_untouched", ends_untouched}, {"remaps", remaps}, {"many_threads", many_threads},
     {"signals", signals}, {"filtered", filtered}, {"waits", waits},
 };
 
