@@ -64,6 +64,29 @@ impl Told {
         Ok(Moved::Now(Outcome { done: moved as u64 * page_bytes(), stop: Some(Stop::Gone) }))
     }
 
+    /// Checks that pages stand in a slot: what isn't there would read as zeros. A client that moves by mremap(2) moves holes, too.
+    fn stand(&self, addr: u64, len: usize) -> Result<(), MemoryError> {
+        if !self.moves() {
+            return Ok(());
+        }
+        let span = Span::new(addr, len as u64).map_err(|_| MemoryError::Gone)?;
+        // A process that is gone has no page table.
+        let entries = self.entries(span).map_err(|_| MemoryError::Gone)?;
+        match entries.iter().position(|entry| !entry.present() && !entry.swapped()) {
+            None => Ok(()),
+            Some(page) => {
+                let reason = format!("page {page} of what stood there is gone");
+                tracing::error!(
+                    pid = self.process.pid(),
+                    ?span,
+                    page,
+                    "a slot is empty that a page stands in"
+                );
+                Err(MemoryError::Refused { doing: "reading a slot", span, reason })
+            }
+        }
+    }
+
     /// What the page table says of a range.
     fn entries(&self, span: Span) -> Result<Vec<PagemapEntry>, MemoryError> {
         let mut entries = Vec::new();
@@ -134,6 +157,7 @@ unsafe impl Reach for ClientReach {
 
     fn read_slot(&self, addr: u64, out: &mut [u8]) -> Result<(), MemoryError> {
         let told = self.told()?;
+        told.stand(addr, out.len())?;
         match told.process.read_memory(addr, out) {
             Ok(read) if read == out.len() => Ok(()),
             Ok(_) => Err(MemoryError::Gone),
