@@ -2,6 +2,7 @@
 
 use crate::support::{Place, Talk, json, text, until, with_filler};
 use std::process::Stdio;
+use std::time::Duration;
 
 #[test]
 fn output_input_and_status_are_the_commands() {
@@ -178,4 +179,50 @@ fn what_was_to_be_loaded_beside_it_still_is() {
     let list = text(&output.stdout).trim_end();
     assert!(list.ends_with("/userswap.so:/nonexistent/other.so"), "{list}");
     place.assert_clean();
+}
+
+/// What serves a client that has nothing out sleeps, on both ends. (What samples for the record does not.)
+#[test]
+fn nobody_wakes_for_a_client_at_rest() {
+    let Some((place, filler)) = with_filler("nobody_wakes_for_a_client_at_rest") else { return };
+    let control = place.at("c");
+    let mut run = Talk::start(&mut place.userswap(&["run", "-q", "--control", &control, "--", &filler, "8"]));
+    run.expect("ready");
+    let client = until("it is a client", || {
+        let output = place.output(&["ctl", "--control", &control, "--json", "clients"]);
+        let clients: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        clients[0]["pid"].as_u64()
+    });
+    let client = u32::try_from(client).unwrap();
+    // The sleeps of the threads that serve it: the handlers and its steward here, the agent there.
+    let sleeps = || {
+        let mut sleeps = of_threads(run.pid(), |name| {
+            name.starts_with("userswap-fault") || name.starts_with("userswap-stew")
+        });
+        sleeps.extend(of_threads(client, |name| name == "userswap"));
+        sleeps
+    };
+    until("nothing wakes for a second", || {
+        let before = sleeps();
+        std::thread::sleep(Duration::from_secs(1));
+        (before == sleeps() && before.len() >= 3).then_some(())
+    });
+    assert!(run.end().success());
+    place.assert_clean();
+}
+
+/// How often each of a process's threads of certain names went to sleep.
+fn of_threads(pid: u32, counts: impl Fn(&str) -> bool) -> Vec<(String, u64)> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let mut found: Vec<(String, u64)> = threads
+        .filter_map(|thread| {
+            let status = std::fs::read_to_string(thread.unwrap().path().join("status")).ok()?;
+            let of = |key: &str| status.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+            let (name, number) = (of("Name:")?, of("Pid:")?);
+            let slept = of("voluntary_ctxt_switches:")?.parse().ok()?;
+            counts(name).then(|| (format!("{name} {number}"), slept))
+        })
+        .collect();
+    found.sort();
+    found
 }
