@@ -41,6 +41,8 @@ pub(crate) enum Command {
     },
     /// Measure a whole program in less memory than it has: under `userswap run --limit`, and in a memory cgroup that swaps to zram, in turn.
     Limit(LimitRun),
+    /// Measure what `userswap run` costs a command that nothing is moved of: by itself and under it, in turn.
+    Cost(CostRun),
     /// Write the private anonymous memory of a living process to a file, its largest mappings first.
     Capture {
         /// Its number.
@@ -90,6 +92,23 @@ pub(crate) struct LimitRun {
     /// Where to write the report as JSON.
     #[arg(long)]
     pub(crate) json: Option<PathBuf>,
+}
+
+/// Which command to run by itself and under `userswap run`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CostRun {
+    /// How often everything is measured.
+    #[arg(long, default_value = "7")]
+    pub(crate) rounds: NonZeroUsize,
+    /// The program `userswap`; unless it is named, the one beside this.
+    #[arg(long)]
+    pub(crate) userswap: Option<PathBuf>,
+    /// Where to write the report as JSON.
+    #[arg(long)]
+    pub(crate) json: Option<PathBuf>,
+    /// The command, one that may be run again and again.
+    #[arg(last = true, required = true)]
+    pub(crate) command: Vec<String>,
 }
 
 impl LimitRun {

@@ -11,7 +11,7 @@ use crate::stats::Spread;
 use crate::zram::{Settings, Zram};
 use group::Group;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use trial::{Trial, Under};
 
@@ -53,7 +53,7 @@ const SWAP_FACTOR: u64 = 4;
 
 /// Runs it.
 pub(crate) fn run(args: &LimitRun) -> Result<(), Error> {
-    let userswap = find_userswap(args)?;
+    let userswap = find_userswap(args.userswap.as_deref())?;
     let script = Script::write()?;
     let words = [
         python()?,
@@ -215,8 +215,8 @@ fn python() -> Result<String, Error> {
 }
 
 /// The program `userswap`: the one named, or the one built beside this, or whichever is found.
-fn find_userswap(args: &LimitRun) -> Result<String, Error> {
-    if let Some(path) = &args.userswap {
+pub(crate) fn find_userswap(named: Option<&Path>) -> Result<String, Error> {
+    if let Some(path) = named {
         return Ok(path.display().to_string());
     }
     let beside =

@@ -8,6 +8,7 @@ mod args;
 mod capture;
 mod child;
 mod client;
+mod cost;
 mod error;
 mod image;
 mod image_source;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         None => run(&args.run),
         Some(Command::Image { kind, output, size, seed }) => image_source::make(kind, size, seed, &output),
         Some(Command::Limit(args)) => limit::run(&args),
+        Some(Command::Cost(args)) => cost::run(&args),
         Some(Command::Capture { pid, output, max }) => capture::capture_to(pid, &output, max).map(|_| ()),
         Some(Command::Child { role }) => child::serve(&role),
     };
