@@ -185,9 +185,18 @@ pub(crate) struct Run {
     /// Seed of the random touches, and of the image if one is made.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Measure the stages of faults, too, where handler threads serve them; costs some looks at the clock a fault.
+    #[arg(long)]
+    stages: bool,
     /// Where to write the report as JSON.
     #[arg(long)]
     pub(crate) json: Option<PathBuf>,
+    /// Where to write it as a page with charts.
+    #[arg(long)]
+    pub(crate) html: Option<PathBuf>,
+    /// An earlier report (JSON) to compare with: what became slower beside zram is told, and the exit status is 2.
+    #[arg(long)]
+    pub(crate) baseline: Option<PathBuf>,
 }
 
 /// How memory is reached.
@@ -231,6 +240,8 @@ pub(crate) struct Plan {
     /// Threads kept on a CPU each, or not.
     pub(crate) placements: Vec<bool>,
     pub(crate) zram: bool,
+    /// Whether stages are measured.
+    pub(crate) stages: bool,
     pub(crate) seed: u64,
 }
 
@@ -254,6 +265,7 @@ impl Run {
             touches: self.touches,
             placements: if self.both_placements { vec![false, true] } else { vec![self.pin] },
             zram: !self.no_zram,
+            stages: self.stages,
             seed: self.seed,
         })
     }

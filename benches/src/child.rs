@@ -1,7 +1,7 @@
 //! Child processes: this program again, in a [`Role`], told what to do line by line.
 
 use crate::error::Error;
-use crate::subject::{self, MovedOut, Reply, Request, Role, Touched, Touches};
+use crate::subject::{self, MovedOut, Reply, Request, Role, StageTimes, Touched, Touches};
 use crate::zram;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -59,6 +59,14 @@ impl Child {
         match self.ask(Request::Touch(touches))? {
             Reply::Touched(touched) => Ok(touched),
             other => Err(self.failed(format!("answered {other:?} to touches"))),
+        }
+    }
+
+    /// How long the stages of faults took, if that is measured there.
+    pub(crate) fn stages(&mut self) -> Result<Option<StageTimes>, Error> {
+        match self.ask(Request::Stages)? {
+            Reply::Stages(stages) => Ok(stages),
+            other => Err(self.failed(format!("answered {other:?} to a question about stages"))),
         }
     }
 

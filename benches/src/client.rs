@@ -1,7 +1,7 @@
 //! A client: a process whose memory a daemon, another process, moves out and brings back.
 
 use crate::error::Error;
-use crate::subject::{MovedOut, Reply, Request, Subject, touch};
+use crate::subject::{MovedOut, Reply, Request, Subject, stage_times, touch};
 use crate::touch::Arena;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,6 +32,7 @@ impl Subject for Cooperating {
         match request {
             Request::MoveOut => Err(Error::Input("a client's memory is moved out by its daemon".into())),
             Request::Touch(how) => touch(&self.arena, how),
+            Request::Stages => Ok(Reply::Stages(None)),
         }
     }
 }
@@ -47,9 +48,9 @@ pub(crate) struct Daemon {
 const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Daemon {
-    pub(crate) fn new(store: &str, socket: &Path) -> Result<Self, Error> {
+    pub(crate) fn new(store: &str, socket: &Path, stages: bool) -> Result<Self, Error> {
         let store = userswap_stores::open(store, page_size())?;
-        let server = Server::builder(Arc::clone(&store)).listen(socket).start()?;
+        let server = Server::builder(Arc::clone(&store)).listen(socket).stage_times(stages).start()?;
         Ok(Self { server, store, socket: socket.to_owned() })
     }
 
@@ -69,8 +70,12 @@ impl Daemon {
 
 impl Subject for Daemon {
     fn answer(&mut self, request: Request) -> Result<Reply, Error> {
-        if !matches!(request, Request::MoveOut) {
-            return Err(Error::Input("a daemon has no memory to touch".into()));
+        match request {
+            Request::MoveOut => {}
+            Request::Touch(_) => return Err(Error::Input("a daemon has no memory to touch".into())),
+            Request::Stages => {
+                return Ok(Reply::Stages(self.server.total().stages.as_ref().map(stage_times)));
+            }
         }
         let client = self.client()?;
         let from = Instant::now();

@@ -1,7 +1,7 @@
 //! A region of the own process that pages itself.
 
 use crate::error::Error;
-use crate::subject::{MovedOut, Reply, Request, Subject, touch};
+use crate::subject::{MovedOut, Reply, Request, Subject, stage_times, touch};
 use crate::touch::Arena;
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,10 +16,13 @@ pub(crate) struct Local {
 }
 
 impl Local {
-    pub(crate) fn new(image: &[u8], store: &str, inline: bool) -> Result<Self, Error> {
+    pub(crate) fn new(image: &[u8], store: &str, inline: bool, stages: bool) -> Result<Self, Error> {
         let store = userswap_stores::open(store, page_size())?;
         let builder = PagedRegion::builder(image.len() as u64, Arc::clone(&store));
         let region = if inline { builder.inline() } else { builder }.build()?;
+        if stages && let Some(space) = region.space() {
+            space.time_stages();
+        }
         Ok(Self { arena: Arena::in_region(region, image)?, store })
     }
 
@@ -39,6 +42,10 @@ impl Subject for Local {
         match request {
             Request::MoveOut => self.move_out().map(Reply::MovedOut),
             Request::Touch(how) => touch(&self.arena, how),
+            Request::Stages => {
+                let space = self.arena.region().and_then(PagedRegion::space);
+                Ok(Reply::Stages(space.and_then(|space| space.stages().map(stage_times))))
+            }
         }
     }
 }

@@ -5,11 +5,13 @@
 #![deny(unsafe_code)]
 
 mod args;
+mod baseline;
 mod capture;
 mod child;
 mod client;
 mod cost;
 mod error;
+mod html;
 mod image;
 mod image_source;
 mod kernel;
@@ -17,6 +19,7 @@ mod limit;
 mod local;
 mod machine;
 mod pattern;
+mod plot;
 mod report;
 mod rounds;
 mod stats;
@@ -26,6 +29,7 @@ mod touch;
 mod zram;
 
 use args::{Args, Command};
+use baseline::{Baseline, Verdict};
 use clap::Parser;
 use error::Error;
 use std::process::ExitCode;
@@ -33,7 +37,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let args = Args::parse();
     let done = match args.command {
-        None => run(&args.run),
+        None => return run(&args.run).unwrap_or_else(|error| failed(&error)),
         Some(Command::Image { kind, output, size, seed }) => image_source::make(kind, size, seed, &output),
         Some(Command::Limit(args)) => limit::run(&args),
         Some(Command::Cost(args)) => cost::run(&args),
@@ -42,16 +46,23 @@ fn main() -> ExitCode {
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("userswap-bench: {}", error.chain());
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&error),
     }
 }
 
+fn failed(error: &Error) -> ExitCode {
+    eprintln!("userswap-bench: {}", error.chain());
+    ExitCode::FAILURE
+}
+
+/// Something became slower than in the report that was to be compared with.
+const WORSE: u8 = 2;
+
 /// The benchmark.
-fn run(args: &args::Run) -> Result<(), Error> {
+fn run(args: &args::Run) -> Result<ExitCode, Error> {
     let plan = args.plan()?;
+    // Before anything is measured for nothing.
+    let baseline = args.baseline.as_deref().map(Baseline::read).transpose()?;
     let image = image_source::for_run(&plan)?;
     eprintln!(
         "image: {}, {} pages ({} same-filled pages left out)",
@@ -64,5 +75,12 @@ fn run(args: &args::Run) -> Result<(), Error> {
     if let Some(path) = &args.json {
         report.write(path)?;
     }
-    Ok(())
+    if let Some(path) = &args.html {
+        std::fs::write(path, html::render(&report))
+            .map_err(Error::io(format!("writing {}", path.display())))?;
+    }
+    let changes = baseline.map_or_else(Vec::new, |baseline| baseline.changes(&report));
+    print!("{}", baseline::render(&changes));
+    let worse = changes.iter().any(|change| change.verdict == Verdict::Worse);
+    Ok(if worse { ExitCode::from(WORSE) } else { ExitCode::SUCCESS })
 }

@@ -11,6 +11,14 @@ pub(crate) enum Pattern {
     Random,
     /// Every page from the first to the last.
     Sequential,
+    /// Every fourth page from the first to the last.
+    Strided,
+    /// Two runs through a half each, in turn.
+    TwoStreams,
+    /// Few pages often and many seldom, by Zipf's law.
+    Zipf,
+    /// Anywhere in an eighth of all pages for a while, then in the next eighth.
+    Shift,
 }
 
 impl Pattern {
@@ -19,19 +27,63 @@ impl Pattern {
         match self {
             Self::Random => "random",
             Self::Sequential => "sequential",
+            Self::Strided => "strided",
+            Self::TwoStreams => "two-streams",
+            Self::Zipf => "zipf",
+            Self::Shift => "shift",
         }
     }
 
-    /// What each of `threads` threads touches, of a memory of `pages` pages. Random touches are `touches` in all, and the
-    /// same for the same seed; sequential ones are all pages, a part to each thread.
+    /// Whether a touch of it, one like another, leads to a fault: then the median says what a fault takes. Of the others only the mean says
+    /// something, for neighbours come along and pages are there already.
+    pub(crate) fn always_faults(self) -> bool {
+        self == Self::Random
+    }
+
+    /// What each of `threads` threads touches, of a memory of `pages` pages: all pages in an order, or `touches` made at random, the same
+    /// for the same seed. Each thread has a part of them.
     pub(crate) fn orders(self, pages: usize, touches: usize, threads: usize, seed: u64) -> Vec<Vec<u32>> {
-        let mut all: Vec<u32> = (0..u32::try_from(pages).unwrap_or(u32::MAX)).collect();
-        if self == Self::Random {
-            Random::new(seed).shuffle(&mut all);
-            all.truncate(touches.max(1));
-        }
+        let all = self.order(pages, touches.max(1), seed);
         let share = all.len().div_ceil(threads.max(1)).max(1);
         all.chunks(share).map(<[u32]>::to_vec).collect()
+    }
+
+    fn order(self, pages: usize, touches: usize, seed: u64) -> Vec<u32> {
+        let last = u32::try_from(pages).unwrap_or(u32::MAX);
+        let mut random = Random::new(seed);
+        let shuffled = |random: &mut Random| {
+            let mut all: Vec<u32> = (0..last).collect();
+            random.shuffle(&mut all);
+            all
+        };
+        match self {
+            Self::Random => {
+                let mut all = shuffled(&mut random);
+                all.truncate(touches);
+                all
+            }
+            Self::Sequential => (0..last).collect(),
+            Self::Strided => (0..last).step_by(4).collect(),
+            Self::TwoStreams => (0..last / 2).flat_map(|at| [at, at + last / 2]).collect(),
+            Self::Zipf => {
+                let all = shuffled(&mut random);
+                // As many of each number of digits: nearly Zipf's law, which has 1/n of the n-th.
+                let digits = pages.ilog2() as usize + 1;
+                let rank = |random: &mut Random| {
+                    let most = 1 << random.below(digits + 1);
+                    random.below(most)
+                };
+                (0..touches).map(|_| all[rank(&mut random).min(pages - 1)]).collect()
+            }
+            Self::Shift => {
+                let part = (pages / 8).max(1);
+                let stay = touches.div_ceil(8).max(1);
+                (0..touches)
+                    .map(|touch| (touch / stay * part + random.below(part)).min(pages - 1))
+                    .map(|page| u32::try_from(page).unwrap_or(0))
+                    .collect()
+            }
+        }
     }
 }
 
@@ -81,6 +133,30 @@ mod tests {
                 assert_eq!(all, (0..1000).collect::<Vec<_>>());
             }
         }
+    }
+
+    #[test]
+    fn every_pattern_stays_within_the_memory() {
+        for pattern in Pattern::value_variants() {
+            for pages in [8, 9, 1000] {
+                let orders = pattern.orders(pages, 500, 2, 7);
+                assert!(!orders.is_empty() && orders.concat().iter().all(|page| (*page as usize) < pages));
+            }
+        }
+    }
+
+    #[test]
+    fn zipf_prefers_few_and_shift_moves_on() {
+        let zipf = Pattern::Zipf.orders(1000, 10_000, 1, 3).concat();
+        let mut counts = vec![0; 1000];
+        zipf.iter().for_each(|page| counts[*page as usize] += 1);
+        counts.sort_unstable();
+        assert!(counts[900..].iter().sum::<u32>() > 6000, "a tenth has most of it");
+        let shift = Pattern::Shift.orders(800, 1600, 1, 3).concat();
+        assert!(
+            shift[..200].iter().all(|page| *page < 100)
+                && shift[200..400].iter().all(|page| (100..200).contains(page))
+        );
     }
 
     #[test]

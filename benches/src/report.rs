@@ -7,6 +7,7 @@ use crate::machine::Machine;
 use crate::pattern::Pattern;
 use crate::rounds::{Case, Entrant, Sample};
 use crate::stats::Spread;
+use crate::subject::StageTimes;
 use crate::zram::Settings;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -22,6 +23,8 @@ pub(crate) struct Report {
     pub(crate) image: ImageFacts,
     pub(crate) rounds: usize,
     pub(crate) records: Vec<Record>,
+    /// How long the stages of faults took, of those who measured it.
+    pub(crate) stages: Vec<StageRecord>,
     /// What could not be measured, and why.
     pub(crate) left_out: Vec<String>,
 }
@@ -49,6 +52,29 @@ pub(crate) struct Record {
     #[serde(flatten)]
     pub(crate) figures: BTreeMap<&'static str, Option<f64>>,
     pub(crate) ranges: BTreeMap<&'static str, [f64; 2]>,
+    /// Waits of touches that faulted: values below which 0, 1, 2 … hundredths lie.
+    pub(crate) cdf_ns: Vec<f64>,
+    /// The same of zram; empty without it.
+    pub(crate) zram_cdf_ns: Vec<f64>,
+    /// Touches in each fortieth of the time, in the round of the middle wall time, and how long such a part is.
+    pub(crate) timeline: Timeline,
+    /// The same of zram.
+    pub(crate) zram_timeline: Timeline,
+}
+
+/// Touches over time.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Timeline {
+    pub(crate) slice_ns: f64,
+    pub(crate) touches: Vec<f64>,
+}
+
+/// The stages of one memory and store, over all cases and rounds.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct StageRecord {
+    pub(crate) memory: &'static str,
+    pub(crate) store: String,
+    pub(crate) stages: StageTimes,
 }
 
 const SCHEMA_VERSION: u32 = 1;
@@ -60,8 +86,13 @@ impl Report {
         machine: Machine,
         zram: Option<Settings>,
         samples: &[Sample],
+        stages: Vec<(Entrant, StageTimes)>,
         left_out: Vec<String>,
     ) -> Self {
+        let stages = stages
+            .into_iter()
+            .map(|(Entrant { memory, store }, stages)| StageRecord { memory: memory.name(), store, stages })
+            .collect();
         Self {
             schema_version: SCHEMA_VERSION,
             machine,
@@ -74,6 +105,7 @@ impl Report {
             },
             rounds: plan.rounds,
             records: records(samples),
+            stages,
             left_out,
         }
     }
@@ -108,6 +140,7 @@ fn record(samples: &[Sample], entrant: &Entrant, case: &Case) -> Record {
     };
     let own: Vec<&Sample> =
         samples.iter().filter(|s| s.entrant.as_ref() == Some(entrant) && s.case == *case).collect();
+    let zrams: Vec<&Sample> = samples.iter().filter(|s| s.entrant.is_none() && s.case == *case).collect();
     let single = Case { threads: 1, ..case.clone() };
     let mut record = Record {
         memory: entrant.memory.name(),
@@ -119,6 +152,10 @@ fn record(samples: &[Sample], entrant: &Entrant, case: &Case) -> Record {
         touches: own.first().map_or(0, |sample| sample.pass.touches),
         figures: BTreeMap::new(),
         ranges: BTreeMap::new(),
+        cdf_ns: cdf(&own),
+        zram_cdf_ns: cdf(&zrams),
+        timeline: timeline(&own),
+        zram_timeline: timeline(&zrams),
     };
     let zram = |own: &Sample| find(own.round, None, case);
     for &(name, figure) in FIGURES {
@@ -137,6 +174,25 @@ fn record(samples: &[Sample], entrant: &Entrant, case: &Case) -> Record {
     record.add("scaling", own.iter().map(|sample| scaling(Some(entrant), sample.round)));
     record.add("zram_scaling", own.iter().map(|sample| scaling(None, sample.round)));
     record
+}
+
+/// Each step of the distribution: its median over the rounds.
+fn cdf(samples: &[&Sample]) -> Vec<f64> {
+    let steps = samples.first().map_or(0, |sample| sample.pass.cdf_ns.len());
+    (0..steps)
+        .filter_map(|step| Spread::of(samples.iter().map(|sample| sample.pass.cdf_ns[step])))
+        .map(|spread| round(spread.median))
+        .collect()
+}
+
+/// Of the round that took neither long nor short.
+fn timeline(samples: &[&Sample]) -> Timeline {
+    let mut samples = samples.to_vec();
+    samples.sort_by(|one, other| one.pass.wall_ns.total_cmp(&other.pass.wall_ns));
+    samples.get(samples.len() / 2).map_or_else(Timeline::default, |sample| Timeline {
+        slice_ns: round(sample.pass.wall_ns / sample.pass.timeline.len().max(1) as f64),
+        touches: sample.pass.timeline.clone(),
+    })
 }
 
 /// A figure of one sample.

@@ -8,7 +8,7 @@ use crate::machine::Machine;
 use crate::pattern::{Pattern, Random};
 use crate::report::Report;
 use crate::stats::Pass;
-use crate::subject::{MovedOut, Role, Touches};
+use crate::subject::{MovedOut, Role, StageTimes, Touches};
 use crate::zram::Zram;
 
 /// What touches what, of all that is measured.
@@ -80,8 +80,22 @@ pub(crate) fn run(plan: &Plan, image: &Image) -> Result<Report, Error> {
     // Whose figures are incomplete has none.
     let failed: Vec<_> = entered.iter().filter(|one| one.failed).map(|one| one.entrant.clone()).collect();
     samples.retain(|sample| !failed.contains(&sample.entrant));
+    let stages = stages(&mut entered, &mut left_out);
     let settings = zram.as_ref().map(|zram| zram.settings().clone());
-    Ok(Report::new(plan, image, machine, settings, &samples, left_out))
+    Ok(Report::new(plan, image, machine, settings, &samples, stages, left_out))
+}
+
+/// How long the stages took, over everything: of those who measure them.
+fn stages(entered: &mut [Entered], left_out: &mut Vec<String>) -> Vec<(Entrant, StageTimes)> {
+    let mut stages = Vec::new();
+    for one in entered.iter_mut().filter(|one| !one.failed) {
+        let Some(entrant) = &one.entrant else { continue };
+        match one.mover.as_mut().unwrap_or(&mut one.toucher).stages() {
+            Ok(times) => stages.extend(times.map(|times| (entrant.clone(), times))),
+            Err(error) => left_out.push(format!("{}: stages: {}", one.name, error.chain())),
+        }
+    }
+    stages
 }
 
 fn start_zram(plan: &Plan, image: &Image, left_out: &mut Vec<String>) -> Option<Zram> {
@@ -109,7 +123,7 @@ fn enter(plan: &Plan, image: &Image, zram: Option<&Zram>, left_out: &mut Vec<Str
         .into_iter()
         .filter_map(|entrant| {
             let name = name(entrant.as_ref());
-            Entered::start(entrant, &name, image)
+            Entered::start(entrant, &name, image, plan.stages)
                 .inspect_err(|error| left_out.push(format!("{name}: {}", error.chain())))
                 .ok()
         })
@@ -131,18 +145,18 @@ struct Entered {
 }
 
 impl Entered {
-    fn start(entrant: Option<Entrant>, name: &str, image: &Image) -> Result<Self, Error> {
+    fn start(entrant: Option<Entrant>, name: &str, image: &Image, stages: bool) -> Result<Self, Error> {
         let image = image.path();
         let mut mover = None;
         let role = match &entrant {
             None => Role::Kernel { image },
             Some(Entrant { memory: memory @ (Memory::Inline | Memory::Local), store }) => {
-                Role::Local { image, store: store.clone(), inline: *memory == Memory::Inline }
+                Role::Local { image, store: store.clone(), inline: *memory == Memory::Inline, stages }
             }
             Some(Entrant { memory: Memory::Client, store }) => {
                 let file = format!("userswap-bench-{}-{}.sock", std::process::id(), store.replace('/', "-"));
                 let socket = std::env::temp_dir().join(file);
-                let role = Role::Daemon { store: store.clone(), socket: socket.clone() };
+                let role = Role::Daemon { store: store.clone(), socket: socket.clone(), stages };
                 mover = Some(Child::start(&format!("{name}, the daemon"), &role)?.0);
                 Role::Client { image, socket }
             }

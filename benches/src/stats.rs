@@ -22,7 +22,17 @@ pub(crate) struct Pass {
     pub(crate) block_ns: f64,
     /// From the first thread's start to the last one's end.
     pub(crate) wall_ns: f64,
+    /// Of the touches that led to a fault: the values below which 0, 1, 2 … [`PARTS`] parts of all lie, in nanoseconds.
+    pub(crate) cdf_ns: Vec<f64>,
+    /// Touches in each of [`SLICES`] equal parts of the time, all threads together.
+    pub(crate) timeline: Vec<f64>,
 }
+
+/// Steps of a distribution.
+pub(crate) const PARTS: usize = 100;
+
+/// Steps of a timeline.
+pub(crate) const SLICES: usize = 40;
 
 /// Several times the pages that come with one fault, far fewer than a pass has.
 const BLOCK: usize = 128;
@@ -32,6 +42,7 @@ impl Pass {
     pub(crate) fn new(threads: &[Vec<u32>], faults: usize, wall_ns: f64) -> Self {
         let blocks = threads.iter().flat_map(|touches| touches.chunks(BLOCK)).map(mean);
         let block_ns = Spread::of(blocks).map_or(0.0, |spread| spread.median);
+        let timeline = timeline(threads);
         let mut touches = threads.concat();
         touches.sort_unstable();
         let faults = faults.min(touches.len());
@@ -45,6 +56,8 @@ impl Pass {
             mean_ns: mean(&touches),
             block_ns,
             wall_ns,
+            cdf_ns: (0..=PARTS).map(|part| quantile(faulting, part * 1000 / PARTS)).collect(),
+            timeline,
         }
     }
 
@@ -52,6 +65,22 @@ impl Pass {
     pub(crate) fn throughput(&self) -> f64 {
         self.touches as f64 * 1e9 / self.wall_ns.max(1.0)
     }
+}
+
+/// How many touches ended in which part of the time that the slowest thread took.
+fn timeline(threads: &[Vec<u32>]) -> Vec<f64> {
+    let whole = |touches: &Vec<u32>| touches.iter().map(|&ns| u64::from(ns)).sum::<u64>();
+    let longest = threads.iter().map(whole).max().unwrap_or(0).max(1);
+    let mut slices = vec![0.0; SLICES];
+    for touches in threads {
+        let mut now = 0;
+        for &ns in touches {
+            now += u64::from(ns);
+            let slice = (u128::from(now - 1.min(now)) * SLICES as u128 / u128::from(longest)) as usize;
+            slices[slice.min(SLICES - 1)] += 1.0;
+        }
+    }
+    slices
 }
 
 fn mean(touches: &[u32]) -> f64 {
@@ -115,6 +144,15 @@ mod tests {
     fn percentiles_are_values_that_occurred() {
         let pass = Pass::new(&[(1..=1000).rev().collect()], 1000, 1.0);
         assert_eq!((pass.p50_ns, pass.p99_ns, pass.p999_ns), (500.0, 990.0, 999.0));
+    }
+
+    #[test]
+    fn every_touch_is_in_the_timeline_once() {
+        let pass = Pass::new(&[vec![10; 80], vec![20; 20]], 100, 800.0);
+        assert_eq!(pass.timeline.len(), SLICES);
+        assert_eq!(pass.timeline.iter().sum::<f64>(), 100.0);
+        assert_eq!((pass.timeline[0], pass.timeline[SLICES - 1]), (3.0, 2.0));
+        assert_eq!((pass.cdf_ns.len(), pass.cdf_ns[PARTS]), (PARTS + 1, 20.0));
     }
 
     #[test]

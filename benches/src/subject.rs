@@ -10,6 +10,7 @@ use crate::stats::Pass;
 use crate::touch::Arena;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use userswap_engine::{Stage, Stages};
 use userswap_uffd::Pagemap;
 
 /// What a child process is to be.
@@ -28,6 +29,8 @@ pub(crate) enum Role {
         store: String,
         /// Whether faulting threads serve themselves.
         inline: bool,
+        /// Whether stages are measured.
+        stages: bool,
     },
     /// Memory that a daemon moves out.
     Client {
@@ -42,6 +45,8 @@ pub(crate) enum Role {
         store: String,
         /// Where it listens.
         socket: PathBuf,
+        /// Whether stages are measured.
+        stages: bool,
     },
     /// Makes a zram device, and takes it away when nobody listens any more.
     Zram {
@@ -57,6 +62,8 @@ pub(crate) enum Request {
     MoveOut,
     /// Touch pages.
     Touch(Touches),
+    /// Tell how long the stages of faults took so far.
+    Stages,
 }
 
 /// Which pages are touched, and how.
@@ -85,6 +92,8 @@ pub(crate) enum Reply {
     MovedOut(MovedOut),
     /// See [`Touched`].
     Touched(Touched),
+    /// See [`StageTimes`]; of none where there are none.
+    Stages(Option<StageTimes>),
     /// It can't, and why.
     Failed(String),
 }
@@ -111,6 +120,26 @@ pub(crate) struct Touched {
     pub(crate) wrong: usize,
 }
 
+/// How long each stage of a fault took, by its name and in order.
+pub(crate) type StageTimes = Vec<(String, StageTime)>;
+
+/// How long one did.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StageTime {
+    pub(crate) count: u64,
+    pub(crate) p50_ns: u64,
+    pub(crate) p99_ns: u64,
+}
+
+/// As it is told.
+pub(crate) fn stage_times(stages: &Stages) -> StageTimes {
+    let time = |stage: &Stage| {
+        let times = stages.of(*stage);
+        StageTime { count: times.count(), p50_ns: times.quantile(500), p99_ns: times.quantile(990) }
+    };
+    Stage::ALL.iter().map(|stage| (stage.name().to_owned(), time(stage))).collect()
+}
+
 /// What a child is, when it isn't a zram guard.
 pub(crate) trait Subject {
     /// Does what it is told.
@@ -121,11 +150,11 @@ pub(crate) trait Subject {
 pub(crate) fn make(role: &Role) -> Result<Box<dyn Subject>, Error> {
     match role {
         Role::Kernel { image } => Ok(Box::new(Kernel::new(&read_pages(image)?)?)),
-        Role::Local { image, store, inline } => {
-            Ok(Box::new(Local::new(&read_pages(image)?, store, *inline)?))
+        Role::Local { image, store, inline, stages } => {
+            Ok(Box::new(Local::new(&read_pages(image)?, store, *inline, *stages)?))
         }
         Role::Client { image, socket } => Ok(Box::new(Cooperating::new(&read_pages(image)?, socket)?)),
-        Role::Daemon { store, socket } => Ok(Box::new(Daemon::new(store, socket)?)),
+        Role::Daemon { store, socket, stages } => Ok(Box::new(Daemon::new(store, socket, *stages)?)),
         Role::Zram { .. } => Err(Error::Input("a zram device holds no memory to touch".into())),
     }
 }

@@ -52,6 +52,7 @@ pub struct EngineBuilder {
     slot_pages: u32,
     observer: Arc<dyn Observer>,
     adapt: bool,
+    stages: bool,
 }
 
 impl EngineBuilder {
@@ -83,6 +84,13 @@ impl EngineBuilder {
         self
     }
 
+    /// Whether the [stages](crate::Stages) of faults are measured; they aren't unless asked for. Costs some looks at the clock a fault.
+    #[must_use]
+    pub fn stage_times(mut self, measured: bool) -> Self {
+        self.stages = measured;
+        self
+    }
+
     /// Who is told of forks and exits.
     #[must_use]
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
@@ -101,6 +109,7 @@ impl EngineBuilder {
             around: self.around,
             slot_pages: self.slot_pages,
             observer: self.observer,
+            stages: self.stages,
             epolls: (0..self.handlers)
                 .map(|_| epoll::create(epoll::CreateFlags::CLOEXEC))
                 .collect::<Result<_, _>>()?,
@@ -142,6 +151,7 @@ struct Shared {
     around: u32,
     slot_pages: u32,
     observer: Arc<dyn Observer>,
+    stages: bool,
     /// One for each handler: a message gets up every handler that sleeps on its own.
     epolls: Vec<OwnedFd>,
     placement: Placement,
@@ -167,6 +177,7 @@ impl Engine {
             slot_pages: SLOT_PAGES,
             observer: Arc::new(Unobserved),
             adapt: true,
+            stages: false,
         }
     }
 
@@ -267,6 +278,9 @@ impl Drop for Engine {
 
 impl Shared {
     fn watch(self: &Arc<Self>, id: SpaceId, space: &Arc<Space>) -> io::Result<()> {
+        if self.stages {
+            space.time_stages();
+        }
         let kicked = Arc::downgrade(self);
         space.set_kick(Box::new(move || {
             if let Some(shared) = kicked.upgrade() {

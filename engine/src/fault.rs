@@ -17,6 +17,7 @@ use crate::directory::{Directory, Region, bytes_of};
 use crate::memory::Fault;
 use crate::slots::{Phase, Slot};
 use crate::space::Space;
+use crate::stages::{Stage, Stopwatch};
 use std::sync::Arc;
 use std::time::Instant;
 use userswap_store::{Fetch, Handle, OwnerId, PageKey, StoreError, Waiter, Wanted};
@@ -108,25 +109,33 @@ impl FaultWork {
     /// Serves one fault from beginning to end.
     pub fn run(&mut self, space: &Arc<Space>, fault: Fault) {
         let mut next = Next::Again;
+        let mut watch = Stopwatch::start(space.stages(), self.read_at);
         while next != Next::Done {
             let directory = space.shared();
             next = self.begin(space, &directory, fault);
-            if next == Next::Zero {
+            watch.lap(Stage::Lookup);
+            let zero = next == Next::Zero;
+            if zero {
                 next = self.zero(space);
+                watch.lap(Stage::Install);
             }
             drop(directory);
             self.settle(space);
+            if zero {
+                watch.lap(Stage::Wake);
+            }
             if next == Next::Load {
                 next = self.load(space);
+                watch.lap(Stage::Load);
             }
             if next == Next::Install {
-                next = self.put_in_place(space);
+                next = self.put_in_place(space, &mut watch);
             }
         }
     }
 
     /// From loaded bytes to the end.
-    pub(crate) fn put_in_place(&mut self, space: &Space) -> Next {
+    pub(crate) fn put_in_place(&mut self, space: &Space, watch: &mut Stopwatch<'_>) -> Next {
         let directory = space.shared();
         let mut next = Next::Install;
         while next == Next::Install {
@@ -137,7 +146,9 @@ impl FaultWork {
         }
         next = self.end(space);
         drop(directory);
+        watch.lap(Stage::Install);
         self.settle(space);
+        watch.lap(Stage::Wake);
         next
     }
 

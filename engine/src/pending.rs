@@ -2,6 +2,7 @@
 
 use crate::fault::{FaultWork, Next};
 use crate::space::Space;
+use crate::stages::Stopwatch;
 use parking_lot::Mutex;
 use std::sync::{Arc, Weak};
 use userswap_store::{Completion, StoreError, Waiter};
@@ -66,7 +67,8 @@ pub(crate) fn load(work: &mut FaultWork, space: &Arc<Space>) -> Next {
 
 /// The bytes are there: what is left of the fault path, on the thread that brought the last of them.
 fn finish(work: &mut FaultWork, space: &Arc<Space>) {
-    if work.put_in_place(space) == Next::Again {
+    let mut watch = Stopwatch::start(space.stages(), None);
+    if work.put_in_place(space, &mut watch) == Next::Again {
         let fault = work.fault();
         work.run(space, fault);
     }

@@ -10,6 +10,7 @@ use crate::histogram::Histogram;
 use crate::memory::{Batch, Fault, Memory, MemoryError};
 use crate::shares::Shares;
 use crate::slots::{Phase, SlotNames, SlotPool, Standing};
+use crate::stages::Stages;
 use crate::writes::Writes;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::collections::HashMap;
@@ -52,6 +53,7 @@ pub struct Space {
     key_bases: RwLock<HashMap<RegionId, u64>>,
     counts: Counts,
     service: Histogram,
+    stages: OnceLock<Box<Stages>>,
     nearby: Mutex<Nearby>,
     arrivals: Arrivals,
     writes: Writes,
@@ -131,6 +133,7 @@ impl Space {
             key_bases: RwLock::new(HashMap::new()),
             counts,
             service: Histogram::default(),
+            stages: OnceLock::new(),
             nearby: Mutex::default(),
             arrivals: Arrivals::default(),
             writes: Writes::default(),
@@ -177,6 +180,16 @@ impl Space {
     /// another's to serve, or the time a fault lay parked.
     pub fn service(&self) -> &Histogram {
         &self.service
+    }
+
+    /// Measures the stages of its faults, too, from now on.
+    pub fn time_stages(&self) {
+        self.stages.get_or_init(Box::default);
+    }
+
+    /// How long the stages of its faults took, if that is [measured](Self::time_stages).
+    pub fn stages(&self) -> Option<&Stages> {
+        self.stages.get().map(Box::as_ref)
     }
 
     /// Whether a range was unmapped while a move order covered it, which the receiver of such orders promised not to do.

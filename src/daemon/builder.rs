@@ -23,6 +23,7 @@ pub struct ServerBuilder {
     pub(super) pages_per_region: u32,
     pub(super) staging: u64,
     pub(super) unmodified: bool,
+    pub(super) stage_times: bool,
 }
 
 impl ServerBuilder {
@@ -40,6 +41,7 @@ impl ServerBuilder {
             pages_per_region: 16,
             staging: 32 << 20,
             unmodified: false,
+            stage_times: false,
         }
     }
 
@@ -116,6 +118,13 @@ impl ServerBuilder {
         self
     }
 
+    /// Measure the [stages](userswap_engine::Stages) of faults, too.
+    #[must_use]
+    pub fn stage_times(mut self, measured: bool) -> Self {
+        self.stage_times = measured;
+        self
+    }
+
     /// Starts it.
     ///
     /// # Errors
@@ -137,7 +146,8 @@ impl ServerBuilder {
     }
 
     pub(super) fn engine(&self, observer: Arc<dyn userswap_engine::Observer>) -> Result<Engine, ServerError> {
-        let mut builder = Engine::builder(Arc::clone(&self.store)).observer(observer);
+        let mut builder =
+            Engine::builder(Arc::clone(&self.store)).observer(observer).stage_times(self.stage_times);
         if let Some(handlers) = self.handlers {
             builder = builder.handlers(handlers);
         }

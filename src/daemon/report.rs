@@ -3,7 +3,9 @@
 use super::server::Server;
 use super::warden::Record;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use userswap_engine::core::{Counts, Transition};
+use userswap_engine::{Histogram, Stage, Stages};
 use userswap_store::Stats;
 use userswap_uffd::page_size;
 
@@ -18,6 +20,9 @@ pub struct Totals {
     pub faults: u64,
     /// How long the faults that a page was put in place for were in a handler's hands, in nanoseconds.
     pub fault_ns: FaultTimes,
+    /// How long each stage of a fault took, by its name, if that is measured.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub stage_ns: BTreeMap<String, FaultTimes>,
     /// Bytes the stored pages had.
     pub raw_bytes: u64,
     /// Bytes of the stored objects, with their headers.
@@ -90,12 +95,8 @@ impl Totals {
             pages_out: total.counts.get(Transition::Moved),
             pages_in: total.counts.get(Transition::Installed),
             faults: faults(&total.counts),
-            fault_ns: FaultTimes {
-                p50: total.service.quantile(500),
-                p99: total.service.quantile(990),
-                p999: total.service.quantile(999),
-                max: total.service.longest(),
-            },
+            fault_ns: FaultTimes::of(&total.service),
+            stage_ns: total.stages.iter().flat_map(by_name).collect(),
             raw_bytes,
             stored_bytes,
             store_memory_bytes: memory_bytes,
@@ -110,6 +111,21 @@ impl Totals {
             },
         }
     }
+}
+
+impl FaultTimes {
+    fn of(times: &Histogram) -> Self {
+        Self {
+            p50: times.quantile(500),
+            p99: times.quantile(990),
+            p999: times.quantile(999),
+            max: times.longest(),
+        }
+    }
+}
+
+fn by_name(stages: &Stages) -> impl Iterator<Item = (String, FaultTimes)> {
+    Stage::ALL.into_iter().map(|stage| (stage.name().to_owned(), FaultTimes::of(stages.of(stage))))
 }
 
 impl StoreStatus {
