@@ -92,6 +92,9 @@ pub(crate) struct LimitRun {
     /// Where to write the report as JSON.
     #[arg(long)]
     pub(crate) json: Option<PathBuf>,
+    /// Where to draw what was in memory over time, as a page.
+    #[arg(long)]
+    pub(crate) html: Option<PathBuf>,
 }
 
 /// Which command to run by itself and under `userswap run`.

@@ -8,11 +8,11 @@ use std::fmt::Write as _;
 
 /// The page.
 pub(crate) fn render(report: &Report) -> String {
-    let mut page = String::from(HEAD);
+    let mut page = String::new();
     let machine = &report.machine;
     let _ = write!(
         page,
-        "<h1>Faults on pages that were moved out</h1><p>{} · {} · {} CPUs · {} MiB · load {} · {}<br>image: {} · {} pages, \
+        "<p>{} · {} · {} CPUs · {} MiB · load {} · {}<br>image: {} · {} pages, \
          {} same-filled left out · {} rounds · {}</p>",
         escaped(&machine.kernel),
         escaped(&machine.cpu_model),
@@ -42,8 +42,12 @@ pub(crate) fn render(report: &Report) -> String {
         page.push_str(&figure(&distribution(&group), DISTRIBUTION));
         page.push_str(&figure(&over_time(&group), OVER_TIME));
     }
-    page.push_str("</main>\n");
-    page
+    self::page("Faults on pages that were moved out", &page)
+}
+
+/// A page with a heading.
+pub(crate) fn page(title: &str, body: &str) -> String {
+    format!("{HEAD}<h1>{}</h1>{body}</main>\n", escaped(title))
 }
 
 const HEAD: &str = "<!doctype html><html lang=en><meta charset=utf-8><title>userswap-bench</title><style>\
@@ -55,9 +59,10 @@ const DISTRIBUTION: &str = "Waits of the touches that led to a fault: the share 
 the rounds. zram is dashed.";
 const OVER_TIME: &str = "Pages touched a second over the pass, in the round of the middle duration.";
 const STAGES: &str = "The median of each stage as it is served, over all cases and rounds. The way to the handler and the thread's waking are not \
-in it. A fault of a run of neighbours loads and installs all of them.";
+in it, but while a handler wakes a thread on its own CPU that runs first: its time up to its next fault counts as waking. A fault of a run of neighbours loads and installs all of them.";
 
-fn figure(svg: &str, caption: &str) -> String {
+/// A drawing and what is to be known of it.
+pub(crate) fn figure(svg: &str, caption: &str) -> String {
     format!("<figure>{svg}<figcaption>{}</figcaption></figure>", escaped(caption))
 }
 

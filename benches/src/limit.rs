@@ -6,7 +6,9 @@ mod trial;
 
 use crate::args::LimitRun;
 use crate::error::Error;
+use crate::html;
 use crate::machine::Machine;
+use crate::plot::{Axis, Chart, Line, Scale};
 use crate::stats::Spread;
 use crate::zram::{Settings, Zram};
 use group::Group;
@@ -105,6 +107,10 @@ pub(crate) fn run(args: &LimitRun) -> Result<(), Error> {
         left_out,
     };
     report.print();
+    if let Some(path) = &args.html {
+        std::fs::write(path, html::page("A program under a limit", &report.charts()))
+            .map_err(Error::io(format!("writing {}", path.display())))?;
+    }
     match &args.json {
         Some(path) => std::fs::write(path, serde_json::to_vec_pretty(&report)?)
             .map_err(Error::io(format!("writing {}", path.display()))),
@@ -165,6 +171,29 @@ impl Round {
 }
 
 impl Report {
+    /// One a round: what was in memory over time.
+    fn charts(&self) -> String {
+        let line = |name: &str, trial: &Trial, dashed| Line {
+            name: format!("{name} ({:.1} s)", trial.seconds),
+            points: trial.samples.iter().map(|at| (at.seconds, at.bytes as f64 / (1 << 20) as f64)).collect(),
+            dashed,
+        };
+        let chart = |(number, round): (usize, &Round)| {
+            let mut lines = vec![line("userswap run", &round.userswap, false)];
+            lines.extend(round.cgroup.as_ref().map(|trial| line("memory cgroup on zram", trial, true)));
+            lines.push(line("by itself", &round.alone, true));
+            let chart = Chart {
+                title: &format!("Round {}", number + 1),
+                x: Axis { label: "s", scale: Scale::Linear },
+                y: Axis { label: "MiB in memory", scale: Scale::Linear },
+                lines,
+                mark: Some(((self.limit_bytes >> 20) as f64, "limit")),
+            };
+            html::figure(&chart.svg(), "Anonymous memory of the program, sampled ten times a second.")
+        };
+        self.rounds.iter().enumerate().map(chart).collect()
+    }
+
     fn print(&self) {
         println!(
             "{} MiB of objects, {}, {} times, in {} MiB; {} rounds",

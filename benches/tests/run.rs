@@ -171,3 +171,31 @@ fn a_program_in_less_memory_gives_the_same_answer() {
     assert!(report["rounds"][0]["cgroup"].is_null() && report["ratio"].is_null(), "{report}");
     assert_eq!(report["left_out"][0], "zram: not asked for");
 }
+
+#[test]
+fn a_page_with_charts_and_an_earlier_report() {
+    if !userfaultfd("a_page_with_charts_and_an_earlier_report") {
+        return;
+    }
+    let (image, json, html) = (image(500), Scratch::new("earlier.json"), Scratch::new("report.html"));
+    let page = html.0.to_str().unwrap();
+    let more = ["--no-zram", "--threads", "1", "--store", "ram:lz4", "--stages", "--html", page];
+    let output = measure(&image.0, &json.0, &more);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = std::fs::read_to_string(&html.0).unwrap();
+    // Stages, and two charts for each of two patterns; nothing from elsewhere.
+    assert_eq!(text.matches("<svg ").count(), 5);
+    assert!(!text.contains("NaN") && !text.contains("inf,") && text.matches("http").count() == 5, "{text}");
+    let report: Value = serde_json::from_slice(&std::fs::read(&json.0).unwrap()).unwrap();
+    let install = &report["stages"][0]["stages"][3];
+    assert!(install[0] == "install" && install[1]["count"].as_u64().unwrap() > 0, "{install}");
+
+    // Without zram there are no ratios, so nothing can have become worse.
+    let earlier =
+        ["--no-zram", "--threads", "1", "--store", "ram:lz4", "--baseline", json.0.to_str().unwrap()];
+    let again = Scratch::new("again.json");
+    assert_eq!(measure(&image.0, &again.0, &earlier).status.code(), Some(0));
+    let nowhere = measure(&image.0, &again.0, &["--baseline", "/nowhere/report.json"]);
+    assert!(String::from_utf8_lossy(&nowhere.stderr).contains("reading /nowhere/report.json"));
+    assert_eq!(nowhere.status.code(), Some(1));
+}
