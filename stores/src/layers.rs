@@ -64,6 +64,8 @@ mod timer;
 
 pub use chaos::{Chaos, Mischief};
 pub use checked::Checked;
+#[cfg(feature = "plugin")]
+pub(crate) use checked::sum;
 pub use metered::Metered;
 #[cfg(feature = "seal")]
 pub use sealed::Sealed;

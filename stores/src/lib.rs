@@ -5,6 +5,7 @@
 //! | `ram-lz4` (default) | compressed memory, fast, pure Rust | `ram:lz4` |
 //! | `ram-zstd` | compressed memory, dense, with a dictionary for each owner of many pages | `ram:zstd?level=-1&dict=15K` |
 //! | `file` | a file or a block device, sealed, by io_uring | `file:/var/tmp?size=4G` |
+//! | `plugin` | what a shared library has, by a C interface | `plugin:/usr/lib/mine.so?key=value` |
 //! | `seal` | a layer: any store, sealed | `sealed+…` |
 //!
 //! Always there are the [`layers`] `checked+…`, `metered+…` and `chaos?…+…`, and stacks of stores: [`tier`].
@@ -16,6 +17,8 @@ mod calls;
 #[cfg(feature = "file")]
 pub mod file;
 pub mod layers;
+#[cfg(feature = "plugin")]
+pub mod plugin;
 #[cfg(any(feature = "ram-lz4", feature = "ram-zstd"))]
 pub mod ram;
 #[cfg(feature = "seal")]

@@ -17,6 +17,7 @@
 //! | `ram:lz4` | `capacity=SIZE` |
 //! | `ram:zstd` | `level=N` from −7 to 19 (default −1), `dict=SIZE` from 1K to 1M (default 15K) or `dict=off`, `dense=N` from −7 to 19 (default 6) or `dense=off`, `capacity=SIZE` |
 //! | `file:PATH` | `size=SIZE` (default 1G for a file, all of a block device; 0: no limit), `reserve=SIZE` of the file system left free (default 128M; 0: none), `compress=lz4`, `zstd` or `off` (default lz4), `encrypt=on` or `off` (default on), `direct=on` or `off` (default on: past the page cache where the file system can), `overwrite=on` or `off` (default off) |
+//! | `plugin:PATH` | `capacity=SIZE`; all others are the plug-in's, and go to it as they are written |
 //! | `tier:SPEC>SPEC…` | `age=TIME` after which an untouched page goes down (default 60s), `rate=SIZE` a second at most that goes down (default 64M; 0: no limit) |
 //!
 //! | layer | options |
@@ -28,12 +29,14 @@
 //!
 //! `dict` is about the dictionaries that owners of many pages get, one each: see [`Builder::dictionary`](crate::ram::Builder::dictionary); `dense` about the level at which
 //! what stays is compressed again in the background: [`Builder::dense`](crate::ram::Builder::dense). `file:` takes a
-//! directory (the file has no name, and is gone with its store), a file, or a block device. The rest is told where the stores are.
+//! directory (the file has no name, and is gone with its store), a file, or a block device; `plugin:` a shared library, by a path with a `/` in it. The rest is told
+//! where the stores are.
 //!
 //! ```text
 //! ram:zstd?level=3&dict=8K
 //! file:/var/tmp?size=4G&compress=zstd
 //! checked+chaos?corruption=0.01&seed=7+ram:lz4
+//! plugin:/usr/lib/userswap/mine.so?capacity=1G&speed=11
 //! tier?age=30s:ram:lz4?capacity=64M>ram:zstd?capacity=256M>file:/var/tmp
 //! ```
 //! In a shell these want quotes.
@@ -93,6 +96,15 @@ pub enum Spec {
     },
     /// `file:`
     File(FileSpec),
+    /// `plugin:`
+    Plugin {
+        /// The shared library.
+        path: PathBuf,
+        /// The most to hold, in bytes.
+        capacity: Option<u64>,
+        /// The plug-in's options, as they are written.
+        options: String,
+    },
     /// `tier:`
     Tier {
         /// How pages go down.
@@ -189,6 +201,23 @@ pub enum SpecError {
 }
 
 impl Spec {
+    /// The same store, holding no more than so many bytes. Stacks stay as they are: each of their stores has a limit of its own.
+    #[must_use]
+    pub fn with_capacity(mut self, bytes: u64) -> Self {
+        match &mut self {
+            Self::RamLz4 { capacity } | Self::RamZstd { capacity, .. } | Self::Plugin { capacity, .. } => {
+                *capacity = Some(bytes);
+            }
+            Self::File(file) => file.size = Some(Some(bytes)),
+            Self::Tier { .. } => {}
+            Self::Layered { inside, .. } => {
+                let within = std::mem::replace(&mut **inside, Self::RamLz4 { capacity: None });
+                **inside = within.with_capacity(bytes);
+            }
+        }
+        self
+    }
+
     /// Opens the store, for pages of `page_size` bytes.
     ///
     /// # Errors
@@ -207,6 +236,10 @@ impl Spec {
             }
             #[cfg(feature = "file")]
             Self::File(spec) => Ok(Arc::new(crate::file::File::open(&spec, page_size)?)),
+            #[cfg(feature = "plugin")]
+            Self::Plugin { path, capacity, options } => {
+                Ok(Arc::new(crate::plugin::Plugin::open(&path, capacity, &options, page_size)?))
+            }
             Self::Tier { settings, stores } => {
                 let stores: Result<Vec<_>, _> =
                     stores.into_iter().map(|store| store.open(page_size)).collect();
@@ -224,13 +257,18 @@ impl Spec {
                     Layer::Sealed => return Err(left_out()),
                 })
             }
-            #[cfg(not(all(feature = "ram-lz4", feature = "ram-zstd", feature = "file")))]
+            #[cfg(not(all(
+                feature = "ram-lz4",
+                feature = "ram-zstd",
+                feature = "file",
+                feature = "plugin"
+            )))]
             _ => Err(left_out()),
         }
     }
 }
 
-#[cfg(not(all(feature = "ram-lz4", feature = "ram-zstd", feature = "file")))]
+#[cfg(not(all(feature = "ram-lz4", feature = "ram-zstd", feature = "file", feature = "plugin")))]
 fn left_out() -> StoreError {
     StoreError::Unsupported { what: "something that this program was built without" }
 }

@@ -21,11 +21,17 @@
 //! }
 //! # let _ = (put_one, OwnerId(1));
 //! ```
-#![forbid(unsafe_code)]
+//!
+//! The feature `plugin` has what a store in a shared library needs, with the policy of versions.
+// The feature brings the one module that speaks with C.
+#![cfg_attr(not(feature = "plugin"), forbid(unsafe_code))]
+#![cfg_attr(feature = "plugin", deny(unsafe_code))]
 
 mod capabilities;
 mod error;
 mod page;
+#[cfg(feature = "plugin")]
+pub mod plugin;
 mod stats;
 mod store;
 #[cfg(any(test, feature = "testkit"))]

@@ -47,7 +47,7 @@ impl Guard for Sums {
 
 /// Thirty-two bits of key and page. Any change of up to eight neighbouring bytes changes the sum before its halves are folded.
 #[allow(clippy::cast_possible_truncation, reason = "the halves are folded")]
-fn sum(key: PageKey, page: &[u8]) -> u32 {
+pub(crate) fn sum(key: PageKey, page: &[u8]) -> u32 {
     /// A step is invertible in either argument.
     fn step(sum: u64, word: u64) -> u64 {
         (sum.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15)

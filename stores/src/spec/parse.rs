@@ -53,9 +53,10 @@ fn store<'a>(text: Text<'a>, spec: &'a str, kind: &'a str) -> Result<Spec, SpecE
         ("ram", _) => Err(text.wrong(what, format!("there is no codec {what}; ram has lz4 and zstd"))),
         ("file", "") => Err(text.wrong(store, "expected a directory, a file or a block device after file:")),
         ("file", _) => file(text, Options::parse(text, kind, options)?, what),
+        ("plugin", _) => plugin(text, Options::parse(text, kind, options)?, store, what),
         ("", _) => Err(text.wrong(spec, "expected a store, such as ram:lz4 or ram:zstd")),
         _ => {
-            let known = "the stores are ram:lz4, ram:zstd, file: and tier:";
+            let known = "the stores are ram:lz4, ram:zstd, file:, plugin: and tier:";
             Err(text.wrong(kind, format!("there is no store {kind}; {known}")))
         }
     }
@@ -133,6 +134,22 @@ fn file(text: Text<'_>, mut options: Options<'_>, what: &str) -> Result<Spec, Sp
     };
     options.end()?;
     Ok(Spec::File(spec))
+}
+
+fn plugin<'a>(
+    text: Text<'a>,
+    mut options: Options<'a>,
+    store: &'a str,
+    what: &'a str,
+) -> Result<Spec, SpecError> {
+    if !what.contains('/') {
+        let part = if what.is_empty() { store } else { what };
+        return Err(
+            text.wrong(part, "expected the path of a shared library after plugin:, such as plugin:./mine.so")
+        );
+    }
+    let capacity = options.read("capacity", size)?;
+    Ok(Spec::Plugin { path: path(text, what)?, capacity, options: options.rest() })
 }
 
 fn chaos(options: &mut Options<'_>) -> Result<Mischief, SpecError> {

@@ -62,13 +62,42 @@ fn tiers() {
     assert_eq!(parse(text).unwrap(), Spec::Tier { settings, stores });
 }
 
+#[test]
+fn plugins() {
+    let mine = Spec::Plugin { path: "/usr/lib/a+b.so".into(), capacity: None, options: String::new() };
+    assert_eq!(parse("plugin:/usr/lib/a+b.so").unwrap(), mine);
+    let limited = Spec::Plugin {
+        path: "./mine.so".into(),
+        capacity: Some(64 << 20),
+        options: "speed=11&where=%3E".to_owned(),
+    };
+    assert_eq!(parse("plugin:./mine.so?speed=11&capacity=64M&where=%3E").unwrap(), limited);
+}
+
+#[test]
+fn a_capacity_goes_to_the_store_inside() {
+    let limited = |text: &str| parse(text).unwrap().with_capacity(1 << 20);
+    assert_eq!(limited("checked+metered+ram:lz4"), parse("checked+metered+ram:lz4?capacity=1M").unwrap());
+    assert_eq!(limited("ram:zstd?capacity=5G"), parse("ram:zstd?capacity=1M").unwrap());
+    assert_eq!(limited("file:/x?size=0"), parse("file:/x?size=1M").unwrap());
+    assert_eq!(limited("plugin:./x?a=b"), parse("plugin:./x?a=b&capacity=1M").unwrap());
+    let stack = "tier:ram:lz4?capacity=5M>ram:lz4";
+    assert_eq!(limited(stack), parse(stack).unwrap());
+}
+
+const LIBRARY: &str = "expected the path of a shared library after plugin:, such as plugin:./mine.so";
 const TWO: &str = "expected : and at least two stores with > between, such as tier:ram:lz4>file:/var/tmp";
 
 #[test]
 fn wrong_ones_are_pointed_at() {
     for (spec, column, len, sentence) in [
         ("", 1, 1, "expected a store, such as ram:lz4 or ram:zstd"),
-        ("rom:lz4", 1, 3, "there is no store rom; the stores are ram:lz4, ram:zstd, file: and tier:"),
+        (
+            "rom:lz4",
+            1,
+            3,
+            "there is no store rom; the stores are ram:lz4, ram:zstd, file:, plugin: and tier:",
+        ),
         ("ram", 1, 3, "expected a codec after ram:, ram:lz4 or ram:zstd"),
         ("ram:lzo", 5, 3, "there is no codec lzo; ram has lz4 and zstd"),
         ("ram:lz4?level=3", 9, 5, "ram:lz4 has no option level"),
@@ -90,6 +119,12 @@ fn wrong_ones_are_pointed_at() {
         ("file:/a?encrypt=yes", 17, 3, "expected on or off"),
         ("file:/a%2", 8, 1, "expected two hexadecimal digits after %"),
         ("file:/a%00b", 8, 1, "expected two hexadecimal digits after %"),
+        ("plugin:", 1, 7, LIBRARY),
+        ("plugin?x=1", 1, 6, LIBRARY),
+        ("plugin:mine.so", 8, 7, LIBRARY),
+        ("plugin:./mine.so?fast", 18, 4, "expected an option of the form key=value"),
+        ("plugin:./mine.so?x=1&x=2", 22, 1, "x is given twice"),
+        ("plugin:./mine.so?capacity=1Q", 28, 1, "there is no unit Q; sizes end in K, M, G or T"),
         ("checked", 8, 1, "expected + and a store for checked to be around"),
         ("checked:ram:lz4", 8, 8, "expected + and a store for checked to be around"),
         ("checked?x=1+ram:lz4", 9, 1, "checked has no option x"),
@@ -103,7 +138,12 @@ fn wrong_ones_are_pointed_at() {
         ("tier?age=1:ram:lz4>ram:lz4", 10, 1, "expected a time, such as 500us, 20ms, 30s or 5m"),
         ("tier:ram:lz4", 13, 1, TWO),
         ("tier", 5, 1, TWO),
-        ("räm:lz4", 1, 3, "there is no store räm; the stores are ram:lz4, ram:zstd, file: and tier:"),
+        (
+            "räm:lz4",
+            1,
+            3,
+            "there is no store räm; the stores are ram:lz4, ram:zstd, file:, plugin: and tier:",
+        ),
     ] {
         match parse(spec).unwrap_err() {
             SpecError::Syntax { column: c, len: l, sentence: s, .. } => {

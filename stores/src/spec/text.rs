@@ -57,6 +57,12 @@ impl<'a> Options<'a> {
         self.take(key).map(|value| read(self.text, value)).transpose()
     }
 
+    /// What wasn't taken, as it is written.
+    pub(super) fn rest(self) -> String {
+        let rest: Vec<String> = self.pairs.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        rest.join("&")
+    }
+
     /// Complains of what wasn't taken.
     pub(super) fn end(self) -> Result<(), SpecError> {
         match self.pairs.first() {
