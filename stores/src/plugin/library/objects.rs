@@ -196,19 +196,29 @@ impl Drop for UnderWay<'_> {
 
 /// Which ids are in use.
 #[derive(Default)]
-struct Ids([Mutex<HashSet<u64, BuildHasherDefault<Mixed>>>; 16]);
+struct Ids([Mutex<Part>; 16]);
+
+#[derive(Default)]
+struct Part {
+    ids: HashSet<u64, BuildHasherDefault<Mixed>>,
+    /// The places it has. What it says itself is less by those that were left and not cleaned up.
+    places: usize,
+}
 
 impl Ids {
     /// `false` if it is in use.
     fn claim(&self, id: u64) -> bool {
-        self.of(id).lock().insert(id)
+        let mut part = self.of(id).lock();
+        let is_new = part.ids.insert(id);
+        part.places = part.places.max(part.ids.capacity());
+        is_new
     }
 
     fn release(&self, id: u64) {
-        self.of(id).lock().remove(&id);
+        self.of(id).lock().ids.remove(&id);
     }
 
-    fn of(&self, id: u64) -> &Mutex<HashSet<u64, BuildHasherDefault<Mixed>>> {
+    fn of(&self, id: u64) -> &Mutex<Part> {
         let mut mixed = Mixed::default();
         mixed.write_u64(id);
         // The set looks at the lowest bits and the highest.
@@ -217,15 +227,16 @@ impl Ids {
 
     fn bytes(&self) -> u64 {
         // Seven eighths of the places can be taken; a place is an id and a byte.
-        self.0.iter().map(|set| set.lock().capacity() as u64 * 8 / 7 * 9).sum()
+        self.0.iter().map(|part| part.lock().places as u64 * 8 / 7 * 9).sum()
     }
 
     fn trim(&self) -> u64 {
         let before = self.bytes();
-        for set in &self.0 {
-            let mut set = set.lock();
-            if set.capacity() / 4 > set.len() {
-                set.shrink_to_fit();
+        for part in &self.0 {
+            let mut part = part.lock();
+            if part.places > part.ids.len() * 4 {
+                part.ids.shrink_to_fit();
+                part.places = part.ids.capacity();
             }
         }
         before.saturating_sub(self.bytes())
