@@ -11,3 +11,4 @@ mod served;
 mod signals;
 mod stores;
 mod support;
+mod trials;

@@ -6,7 +6,7 @@ use serde_json::Value;
 #[test]
 fn every_command_teaches() {
     let place = Place::new();
-    for command in ["run", "daemon", "ctl", "doctor", "man", "completions"] {
+    for command in ["run", "daemon", "ctl", "store", "doctor", "man", "completions"] {
         let output = place.output(&[command, "--help"]);
         assert!(output.status.success() && text(&output.stdout).contains("Usage: userswap"), "{command}");
     }
@@ -21,9 +21,14 @@ fn manual_pages_are_made_from_the_help() {
     let place = Place::new();
     std::fs::create_dir(place.path("man")).unwrap();
     assert!(place.output(&["man", &place.at("man")]).status.success());
-    for page in
-        ["userswap.1", "userswap-run.1", "userswap-daemon.1", "userswap-ctl.1", "userswap-ctl-evict.1"]
-    {
+    for page in [
+        "userswap.1",
+        "userswap-run.1",
+        "userswap-daemon.1",
+        "userswap-ctl.1",
+        "userswap-ctl-evict.1",
+        "userswap-store-check.1",
+    ] {
         let page = std::fs::read_to_string(place.path("man").join(page)).unwrap();
         assert!(page.contains(".SH NAME"), "{page}");
     }

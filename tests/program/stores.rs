@@ -54,6 +54,13 @@ fn layers_around_memory() {
     served_from("layers_around_memory", |_| "checked+metered+ram:lz4?capacity=64M".to_owned());
 }
 
+/// In a shared library, without a word of Rust in it.
+#[test]
+fn a_store_that_somebody_else_wrote() {
+    let test = "a_store_that_somebody_else_wrote";
+    served_from(test, |place| crate::trials::plug_in(test, place).unwrap());
+}
+
 /// Every fetch is late and some have to be asked for again.
 #[test]
 fn a_store_that_is_late_and_fails_now_and_then() {

@@ -35,6 +35,9 @@ const LONG_EXAMPLES: &str = "Examples:
   userswap ctl --control /run/userswap.ctl status
       Who is served, what is out, how well it compresses.
 
+  userswap store check plugin:./mine.so
+      Whether a store keeps the laws that all stores keep.
+
 Sizes are bytes, or end in K, M, G or T (powers of 1024).
 
 Exit status (of `run`, see its own help): 0 done, 1 failed, 2 bad arguments, store or configuration, 3 not permitted, 4 socket in use,
@@ -59,6 +62,8 @@ pub(crate) enum Command {
     Daemon(Daemon),
     /// Ask a running daemon, or tell it what to do
     Ctl(Ctl),
+    /// Try a store: whether it keeps its promises, and what it costs
+    Store(StoreArgs),
     /// Say what this kernel and this user can do, and how to mend what is missing
     Doctor(Doctor),
     /// Write the manual pages to a directory
@@ -208,6 +213,93 @@ pub(crate) enum Order {
     /// Bring everything back, let every program go, end the daemon
     Drain,
 }
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = STORES)]
+pub(crate) struct StoreArgs {
+    #[command(subcommand)]
+    pub(crate) trial: Trial,
+}
+
+const STORES: &str = "Stores are written as for `run --store`; quote them for the shell:
+  ram:lz4?capacity=64M                     compressed memory
+  plugin:./mine.so?capacity=1G&key=value   a shared library by the interface of userswap_store.h
+  checked+plugin:./mine.so                 with a layer around it
+  tier:ram:lz4?capacity=64M>plugin:./mine.so";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Trial {
+    /// Check a store by the laws that all stores keep
+    Check(Check),
+    /// Measure what a store costs, beside the bare codec
+    Bench(Bench),
+}
+
+/// Makes the store anew for each law, and sees whether it keeps it: pages of every kind come back as they were, puts are all or nothing, a key gets
+/// its own page and no other, accounts end at zero, a full store says so, threads don't mix, and any sequence of calls gives what a map would.
+///
+/// Laws that a store has no part in are skipped, and the reason is said. Where a law is about a limit the store is limited, unless it is a stack. A named file is written to.
+#[derive(Debug, clap::Args)]
+#[command(after_help = CHECK_STATUS)]
+pub(crate) struct Check {
+    /// The store.
+    #[arg(value_name = "SPEC")]
+    pub(crate) store: String,
+    /// Check this law alone; can be given several times.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) law: Vec<String>,
+    /// Bytes of a page [default: the machine's].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) page_size: Option<Bytes>,
+    /// Print the report as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const CHECK_STATUS: &str =
+    "Exit status: 0 all laws that apply are kept; 1 one is broken; 2 the store can't be opened, or there is no such law.
+
+Examples:
+  userswap store check ram:lz4
+  userswap store check 'plugin:./mine.so?key=value' --law model --law threads_do_not_mix
+  userswap store check 'file:/var/tmp?reserve=0' --json";
+
+/// Puts the pages of a memory image into the store and gets them back in random order, one at a time, by turns with lz4 alone and with copying alone: each round is of short
+/// blocks, in which the three take turns at being first. Every page that comes back is compared with what was put.
+///
+/// Pages that are one word repeated are left out. An image is any file, taken page by page: a core dump, or what `userswap-bench` captures.
+#[derive(Debug, clap::Args)]
+#[command(after_help = BENCH_STATUS)]
+pub(crate) struct Bench {
+    /// The store.
+    #[arg(value_name = "SPEC")]
+    pub(crate) store: String,
+    /// Whose pages are put.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) image: PathBuf,
+    /// How often all of it is done; the figures are of all rounds, the spread is between them.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rounds: u32,
+    /// Pages given to the store in one call; a call's time is divided by them.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(crate) batch: u32,
+    /// At most so much of the image.
+    #[arg(long, value_name = "SIZE", default_value = "256M")]
+    pub(crate) most: Bytes,
+    /// Bytes of a page [default: the machine's].
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) page_size: Option<Bytes>,
+    /// Print the figures as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const BENCH_STATUS: &str =
+    "Exit status: 0 done; 1 a page didn't come back as it was, or the image can't be read; 2 the store can't be opened.
+
+Examples:
+  userswap store bench ram:lz4 --image heap.image
+  userswap store bench 'checked+plugin:./mine.so' --image heap.image --rounds 9 --json";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Doctor {

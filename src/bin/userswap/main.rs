@@ -11,6 +11,7 @@ mod failure;
 mod logs;
 mod manual;
 mod run;
+mod store;
 
 use args::{Args, Command};
 use clap::Parser;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         Command::Run(run) => run::run(&run, args.logs),
         Command::Daemon(daemon) => daemon::daemon(&daemon, args.logs),
         Command::Ctl(ctl) => ctl::ctl(&ctl),
+        Command::Store(store) => store::store(&store),
         Command::Doctor(doctor) => doctor::doctor(&doctor),
         Command::Man { directory } => manual::man(&directory),
         Command::Completions { shell } => manual::completions(shell),
