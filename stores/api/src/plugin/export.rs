@@ -261,3 +261,125 @@ impl Completion for Arrival {
         self.came.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testkit::{Ask, Reference};
+    use crate::{Capabilities, OwnerId, PageKey, Stats};
+
+    struct Late;
+    impl Open for Late {
+        fn open(config: &Config<'_>) -> Result<Arc<dyn Store>, StoreError> {
+            assert_eq!(config.each().collect::<Vec<_>>(), [("a", "1"), ("b", "")]);
+            let mut ask = Ask::default();
+            ask.capacity = config.capacity;
+            Ok(Arc::new(Reference::new(&ask, None).answering_late()))
+        }
+    }
+
+    /// It panics wherever it can.
+    struct Panics;
+    impl Open for Panics {
+        fn open(config: &Config<'_>) -> Result<Arc<dyn Store>, StoreError> {
+            assert!(config.page_size == 4096, "other pages");
+            Ok(Arc::new(Self))
+        }
+    }
+    impl Store for Panics {
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::new("panics", 4096)
+        }
+        fn put(&self, _: &[Page<'_>], _: &mut [Option<Handle>]) -> Result<(), StoreError> {
+            panic!("put")
+        }
+        fn fetch(&self, _: Handle, _: PageKey, _: &mut [u8], _: &Waiter) -> Result<Fetch, StoreError> {
+            panic!("fetch")
+        }
+        fn free(&self, _: &[Handle]) {
+            panic!("free")
+        }
+        fn stats(&self) -> Stats {
+            panic!("stats")
+        }
+        fn maintain(&self, _: Budget) -> crate::Maintained {
+            panic!("maintain")
+        }
+    }
+    impl Drop for Panics {
+        fn drop(&mut self) {
+            panic!("drop")
+        }
+    }
+
+    fn opened<O: Open>(page_size: u64) -> (i32, *mut c_void, RawCapabilities, String) {
+        let size = 32;
+        let options = c"a=1&b";
+        let config = RawConfig { size, reserved: 0, page_size, capacity: 8192, options: options.as_ptr() };
+        let mut capabilities = RawCapabilities::default();
+        let (mut store, mut why) = (std::ptr::null_mut(), [0; WHY]);
+        // SAFETY: everything is there.
+        let answer =
+            unsafe { open::<O>(&raw const config, &raw mut capabilities, &raw mut store, why.as_mut_ptr()) };
+        (answer, store, capabilities, said(&why))
+    }
+
+    fn said(why: &[c_char; WHY]) -> String {
+        // SAFETY: it was all zeros, and a sentence is ended.
+        unsafe { CStr::from_ptr(why.as_ptr()) }.to_str().unwrap().to_owned()
+    }
+
+    static KEY: RawKey = RawKey { owner: 1, page: 2, generation: 3, reserved: 0 };
+
+    #[test]
+    fn late_pages_are_waited_for_and_errors_say_why() {
+        let (answer, store, capabilities, _) = opened::<Late>(4096);
+        assert_eq!((answer, capabilities.flags, capabilities.capacity), (0, Flags::GET_MAY_WAIT, 8192));
+        assert_eq!(PageKey::from(KEY), PageKey { owner: OwnerId(1), page: 2, generation: 3 });
+        let (page, mut out, mut id, mut length, mut why) = ([7; 4096], [0; 4096], 0, 0, [0; WHY]);
+        // SAFETY: the store is open, and everything is as long as it has to be.
+        unsafe {
+            let put = |id: &mut u64, why: &mut [c_char; WHY]| {
+                put(store, &raw const KEY, page.as_ptr(), id, why.as_mut_ptr())
+            };
+            assert_eq!(put(&mut id, &mut why), 0);
+            let key = &raw const KEY;
+            assert_eq!(get(store, id, key, out.as_mut_ptr(), &raw mut length, why.as_mut_ptr()), 0);
+            assert_eq!((out, length), (page, 4096));
+            assert_eq!(put(&mut length, &mut why), 0);
+            assert_eq!(put(&mut length, &mut why), Answer::Full as i32);
+            assert_eq!(said(&why), "the store is full: 4096 bytes needed, 0 of 8192 left");
+            remove(store, id);
+            let gone = get(store, id, key, out.as_mut_ptr(), &raw mut length, why.as_mut_ptr());
+            assert_eq!(gone, Answer::NotFound as i32);
+            let mut figures = RawStats::default();
+            stats(store, &raw mut figures);
+            assert_eq!((figures.stored_bytes, figures.memory_bytes), (4096, 4096));
+            close(store);
+        }
+    }
+
+    #[test]
+    fn panics_end_where_c_begins() {
+        let (answer, _, _, why) = opened::<Panics>(512);
+        assert_eq!((answer, &*why), (Answer::Failed as i32, "the store panicked"));
+        let (answer, store, ..) = opened::<Panics>(4096);
+        assert_eq!(answer, 0);
+        let (mut page, mut id, mut length, mut why) = ([7; 4096], 5, 0, [0; WHY]);
+        // SAFETY: the store is open, and everything is as long as it has to be.
+        unsafe {
+            let key = &raw const KEY;
+            let failed = Answer::Failed as i32;
+            assert_eq!(put(store, key, page.as_ptr(), &raw mut id, why.as_mut_ptr()), failed);
+            assert_eq!(said(&why), "the store panicked");
+            let got = get(store, 5, key, page.as_mut_ptr(), &raw mut length, why.as_mut_ptr());
+            assert_eq!((got, length), (failed, 0));
+            remove(store, 5);
+            let (mut figures, mut done) = (RawStats::default(), RawMaintained::default());
+            stats(store, &raw mut figures);
+            maintain(store, 1, &raw mut done);
+            assert_eq!((figures, done), (RawStats::default(), RawMaintained::default()));
+            close(store);
+        }
+    }
+}
