@@ -272,8 +272,7 @@ mod tests {
     impl Open for Late {
         fn open(config: &Config<'_>) -> Result<Arc<dyn Store>, StoreError> {
             assert_eq!(config.each().collect::<Vec<_>>(), [("a", "1"), ("b", "")]);
-            let mut ask = Ask::default();
-            ask.capacity = config.capacity;
+            let ask = Ask { capacity: config.capacity };
             Ok(Arc::new(Reference::new(&ask, None).answering_late()))
         }
     }
