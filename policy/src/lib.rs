@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod budget;
+pub mod chromium;
 mod limit;
 mod victims;
 
