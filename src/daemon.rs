@@ -8,6 +8,7 @@ pub mod control;
 pub mod footprint;
 mod own;
 mod reach;
+mod recorder;
 #[cfg(feature = "control")]
 pub mod report;
 mod server;
@@ -15,15 +16,18 @@ mod server;
 mod service;
 mod steward;
 mod survey;
+mod sweep;
 mod throttle;
 mod total;
 mod upkeep;
 mod warden;
 
 pub use builder::ServerBuilder;
+pub use recorder::Recorder;
 pub use server::{ClientStatus, Server, ServerError};
 #[cfg(feature = "control")]
 pub use service::{Options, Service};
+pub use sweep::Swept;
 pub use throttle::Throttle;
 pub use total::Total;
 pub use warden::{Record, Warden};

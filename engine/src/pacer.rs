@@ -3,8 +3,9 @@
 use crate::directory::bytes_of;
 use crate::evict::{EvictError, EvictWork, Keep, MovedOut, Then};
 use crate::space::Space;
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
-use userswap_policy::Victims;
+use userswap_policy::{Victim, Victims};
 use userswap_uffd::{Span, page_bytes};
 
 /// Chooses what of one address space goes out, and moves it.
@@ -23,6 +24,9 @@ const BLOCK: u64 = 64;
 
 /// Memory nobody told of is looked for no oftener, and never for more than a tenth of the time.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// Blocks that may be remembered in vain.
+const FORGOTTEN: usize = 1024;
 
 /// Slots that nobody stands in any more are emptied so many at a time: until then their pages count.
 const DRAINED: usize = 4;
@@ -65,32 +69,41 @@ impl Pacer {
         for &(from, to) in &self.arrivals {
             let Ok(span) = Span::between(from, to) else { continue };
             for piece in blocks(span) {
-                self.victims.arrived(name(piece), pages_of(piece.len()));
+                self.victims.arrived(name(piece), mask(piece));
             }
         }
         told
     }
 
-    /// Looks for memory that is there and that nobody told of: in blocks that were never in hand, or in all that aren't now.
+    /// Looks for memory that is there and that nobody told of: in blocks that were never in hand, or in all.
     fn look(&mut self, space: &Space, everywhere: bool) -> Result<(), EvictError> {
         let started = Instant::now();
-        for part in space.parts() {
-            let Ok(span) = Span::new(part.piece.addr, bytes_of(part.piece.pages)) else { continue };
+        let spans: Vec<Span> = space.parts().iter().filter_map(|part| part.span()).collect();
+        self.forget(&spans);
+        for span in spans {
             let victims = &self.victims;
-            let is_new =
-                |block: u64| if everywhere { !victims.is_in(block) } else { !victims.is_known(block) };
-            for run in runs(span, is_new) {
+            for run in runs(span, |block| everywhere || !victims.is_known(block)) {
                 space.memory().resident(run, &mut self.present)?;
                 let mut present = self.present.iter();
                 for piece in blocks(run) {
-                    let count =
-                        present.by_ref().take(pages_of(piece.len()) as usize).filter(|is| **is).count();
-                    self.victims.found(name(piece), u32::try_from(count).unwrap_or(u32::MAX));
+                    let first = index(piece.start());
+                    let there = present.by_ref().take(pages_of(piece.len()) as usize).zip(first..);
+                    let pages = there.fold(0, |pages, (is, at)| pages | u64::from(*is) << at);
+                    self.victims.found(name(piece), pages);
                 }
             }
         }
         self.look_at = Some(Instant::now() + LOOK.max(started.elapsed() * 10));
         Ok(())
+    }
+
+    /// Forgets what isn't in care any more, if that is much of what is remembered.
+    fn forget(&mut self, spans: &[Span]) {
+        let in_care: usize = spans.iter().map(|span| blocks(*span).count()).sum();
+        if self.victims.known() > in_care * 2 + FORGOTTEN {
+            let known: HashSet<u64> = spans.iter().flat_map(|span| blocks(*span)).map(name).collect();
+            self.victims.retain(|block| known.contains(&block));
+        }
     }
 
     fn choose(
@@ -107,14 +120,15 @@ impl Pacer {
             if total.moved >= pages {
                 break;
             }
-            let Some(block) = self.victims.choose() else { break };
-            let bytes = BLOCK * page_bytes();
-            let Ok(span) = Span::new(block * bytes, bytes) else { continue };
-            let moved = space.move_out_by(work, span, u64::MAX, then).inspect_err(|_| {
-                self.victims.left(block, 0, 1);
-            })?;
-            let count = |pages: u64| u32::try_from(pages).unwrap_or(u32::MAX);
-            self.victims.left(block, count(moved.moved), count(moved.pinned));
+            let Some(victim) = self.victims.choose() else { break };
+            let mut moved = MovedOut::default();
+            for span in pieces(victim) {
+                moved += space.move_out_by(work, span, u64::MAX, then).inspect_err(|_| {
+                    self.victims.left(victim, 0, victim.pages);
+                })?;
+            }
+            let remain = if moved.pinned > 0 { there(space, victim, &mut self.present) } else { 0 };
+            self.victims.left(victim, u32::try_from(moved.moved).unwrap_or(u32::MAX), remain);
             *total += moved;
             while space.writes().len() > AHEAD {
                 space.write_next(work)?;
@@ -155,6 +169,47 @@ impl Pacer {
 /// The block that a piece of one is of.
 fn name(piece: Span) -> u64 {
     piece.start() / (BLOCK * page_bytes())
+}
+
+/// A piece's pages in its block.
+fn mask(piece: Span) -> u64 {
+    let pages = pages_of(piece.len());
+    if u64::from(pages) >= BLOCK { !0 } else { ((1 << pages) - 1) << index(piece.start()) }
+}
+
+/// A page's place in its block.
+fn index(addr: u64) -> u32 {
+    u32::try_from(addr / page_bytes() % BLOCK).unwrap_or(0)
+}
+
+/// The ranges of a victim's pages.
+fn pieces(victim: Victim) -> impl Iterator<Item = Span> {
+    let mut rest = victim.pages;
+    std::iter::from_fn(move || {
+        if rest == 0 {
+            return None;
+        }
+        let first = rest.trailing_zeros();
+        let count = (rest >> first).trailing_ones();
+        rest &= if first + count == u64::BITS { 0 } else { !0 << (first + count) };
+        let start = (victim.block * BLOCK + u64::from(first)) * page_bytes();
+        Span::new(start, u64::from(count) * page_bytes()).ok()
+    })
+}
+
+/// The victim's pages that are in memory still; all, if that can't be known.
+fn there(space: &Space, victim: Victim, present: &mut Vec<bool>) -> u64 {
+    let mut pages = 0;
+    for piece in pieces(victim) {
+        match space.memory().resident(piece, present) {
+            Ok(()) => {
+                let found = present.iter().zip(index(piece.start())..);
+                pages = found.fold(pages, |pages, (is, at)| pages | u64::from(*is) << at);
+            }
+            Err(_) => pages |= mask(piece),
+        }
+    }
+    pages
 }
 
 fn pages_of(bytes: u64) -> u32 {
@@ -199,5 +254,24 @@ mod tests {
         assert_eq!(pages(runs(span, |_| true)), [194]);
         assert_eq!(pages(runs(span, |block| block != 4)), [65, 65]);
         assert_eq!(pages(runs(span, |_| false)), [] as [u32; 0]);
+    }
+
+    #[test]
+    fn pages_of_a_block_are_ranges_and_back() {
+        let at = |first: u64, pages: u64| {
+            Span::new((7 * BLOCK + first) * page_bytes(), pages * page_bytes()).unwrap()
+        };
+        for (pages, spans) in [
+            (0, vec![]),
+            (!0, vec![at(0, 64)]),
+            (1 << 63, vec![at(63, 1)]),
+            (0b1101, vec![at(0, 1), at(2, 2)]),
+            (!1, vec![at(1, 63)]),
+        ] {
+            let found: Vec<Span> = pieces(Victim { block: 7, pages }).collect();
+            assert_eq!(found, spans);
+            assert_eq!(found.iter().fold(0, |all, span| all | mask(*span)), pages);
+            assert!(found.iter().all(|span| name(*span) == 7));
+        }
     }
 }

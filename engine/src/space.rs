@@ -329,6 +329,12 @@ impl Space {
     }
 
     /// What came back lately.
+    /// Exchanges the addresses, from and to, of what was put in place since the last time, in order, for an empty `ranges`. `false`: there
+    /// was more than is remembered, or it is the first time anybody asks. Only one may ask: a [`Pacer`](crate::Pacer) does.
+    pub fn take_arrivals(&self, ranges: &mut Vec<(u64, u64)>) -> bool {
+        self.arrivals.take(ranges)
+    }
+
     pub(crate) fn arrivals(&self) -> &Arrivals {
         &self.arrivals
     }

@@ -6,8 +6,11 @@
 mod budget;
 pub mod chromium;
 mod limit;
+pub mod replay;
+pub mod strides;
+pub mod trace;
 mod victims;
 
 pub use budget::{Budget, Demand};
 pub use limit::{Footprint, Limiter, Limits, Order, Sample, Verdict};
-pub use victims::Victims;
+pub use victims::{Victim, Victims};

@@ -1,17 +1,18 @@
 //! Which memory goes out next, from what is seen without the kernel's help: when something came in, and how soon after it had
 //! gone.
 //!
-//! Memory is looked at in blocks of neighbouring pages. Those that are in memory stand in one of two queues, as in S3-FIFO: what
-//! comes in joins the short one, from whose other end blocks go out while it is longer than its share. So what is read once, or
-//! in a circle larger than memory, passes through the short queue and leaves what stands in the long one alone. What comes back
-//! soon after it went joins the long one.
+//! Memory is looked at in blocks of 64 neighbouring pages, and goes out in as large a part of a block as there is. Pages in memory
+//! stand in one of two queues, as in S3-FIFO, those of a block together: what comes in joins the short one, from whose other end pages
+//! go out while it is longer than its share. So what is read once, or in a circle larger than memory, passes through the short queue and
+//! leaves what stands in the long one alone. What comes back soon after it went joins the long one.
 //!
-//! Whether a block in memory is being used can't be seen. One that is, and goes out all the same, is back at once: it is passed
-//! over when its turn comes again, for more rounds each time that happens.
+//! Whether a page in memory is being used can't be seen. A block that is, and goes out all the same, is back at once: it is passed
+//! over when its turn comes again, for more rounds each time that happens. And of a block that was never out one page goes first: if it
+//! comes back before the block's next turn, the others are probably used as well.
 
 use std::collections::{HashMap, VecDeque};
 
-/// Chooses among the blocks of one address space.
+/// Chooses among the blocks of one address space. Sets of pages are of one block, a bit each, the lowest for the first.
 #[derive(Clone, Debug, Default)]
 pub struct Victims {
     blocks: HashMap<u64, Block>,
@@ -19,48 +20,78 @@ pub struct Victims {
     long: Queue,
     /// Pages that went out so far: what the time since is told in.
     clock: u64,
-    /// Blocks that came back, to choose every so many of them.
+    /// What came back after a while, to choose every so many.
     returned: u32,
-    /// Blocks that came in and weren't known to have been out lately, likewise.
+    /// What came in and wasn't known to have been out lately, likewise.
     fresh: u32,
+    /// Blocks tried since one went out.
+    tried: u32,
+    /// The last turn given.
+    turn: u32,
+}
+
+/// What is to go out now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Victim {
+    /// The block.
+    pub block: u64,
+    /// Which of its pages, as far as they are there.
+    pub pages: u64,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Queue {
-    /// Their turns, with the number that tells a turn that is still good from one that isn't.
+    /// Blocks in turn, with the number that tells a turn that is still good from one that isn't.
     turns: VecDeque<(u64, u32)>,
     pages: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Block {
-    place: Place,
-    /// In memory.
-    pages: u32,
+    short: Part,
+    long: Part,
+    /// What went out last of it.
+    last: u64,
+    /// When that was, by the clock; 0 for never.
+    left: u64,
+    /// When anything else went, at the latest; 0 for never.
+    before: u64,
     /// Rounds it is passed over.
     passes: u32,
     /// What `passes` was set to last.
     earned: u32,
-    /// When it went out, by the clock.
-    left: u64,
+    trial: Trial,
+}
+
+/// A block's pages in one of the queues.
+#[derive(Clone, Copy, Debug, Default)]
+struct Part {
+    pages: u64,
     turn: u32,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Place {
+/// One of a block's pages goes out, to see whether it comes back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Trial {
+    /// It wasn't tried.
+    #[default]
+    None,
+    /// It is out.
     Out,
-    Short,
-    Long,
+    /// It, or another of the block, came back.
+    Used,
+    /// That was for once.
+    Over,
 }
 
 /// The short queue's share of all pages in memory.
-const SHORT: u64 = 10;
+const SHORT: u64 = 20;
 
-/// One of so many blocks that come back after a while joins the long queue. In a circle little larger than memory all of them
+/// One of so many that come back after a while joins the long queue. In a circle little larger than memory all of them
 /// come back; were all let in, each would have to go out before its turn in the circle.
-const LET_IN: u32 = 4;
+const LET_IN: u32 = 8;
 
-/// One of so many blocks that came from nowhere joins the long queue, so that what is used no more leaves it in the end.
+/// One of so many that came from nowhere joins the long queue, so that what is used no more leaves it in the end.
 const RENEWED: u32 = 32;
 
 /// Back within this share of memory: being used.
@@ -68,6 +99,9 @@ const SOON: u64 = 8;
 
 /// Rounds that a block is passed over at most.
 const MOST_PASSES: u32 = 16;
+
+/// Blocks tried for one that goes out, at most: whoever waits for memory shouldn't wait for all of it to be tried.
+const TRIALS: u32 = 4;
 
 impl Victims {
     /// Nothing known.
@@ -77,7 +111,7 @@ impl Victims {
 
     /// Whether a block is known to have pages in memory.
     pub fn is_in(&self, block: u64) -> bool {
-        self.blocks.get(&block).is_some_and(|block| block.place != Place::Out)
+        self.blocks.get(&block).is_some_and(|block| block.pages() != 0)
     }
 
     /// Whether anything was ever seen of a block that may have come back since.
@@ -85,12 +119,32 @@ impl Victims {
         self.blocks.contains_key(&block)
     }
 
-    /// Blocks with pages in memory, as far as known, or a few more.
+    /// Blocks of which anything is remembered, be it in memory or not.
+    pub fn known(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Forgets the blocks that aren't wanted: they are mapped no more, or not in care.
+    pub fn retain(&mut self, wanted: impl Fn(u64) -> bool) {
+        let (short, long) = (&mut self.short, &mut self.long);
+        self.blocks.retain(|name, block| {
+            let stays = wanted(*name);
+            if !stays {
+                short.pages -= u64::from(block.short.pages.count_ones());
+                long.pages -= u64::from(block.long.pages.count_ones());
+            }
+            stays
+        });
+        short.turns.retain(|(name, _)| self.blocks.contains_key(name));
+        long.turns.retain(|(name, _)| self.blocks.contains_key(name));
+    }
+
+    /// Turns to be had, at least one for each block with pages in memory.
     pub fn len(&self) -> usize {
         self.short.turns.len() + self.long.turns.len()
     }
 
-    /// Whether none has.
+    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -100,152 +154,214 @@ impl Victims {
         self.short.pages + self.long.pages
     }
 
-    /// So many pages of a block were found in memory that nobody had told of.
-    pub fn found(&mut self, block: u64, pages: u32) {
-        if pages == 0 {
-            return;
-        }
-        if self.is_in(block) {
-            self.count(block, pages);
+    /// These pages of a block were found in memory, whether or not somebody had told of them.
+    pub fn found(&mut self, block: u64, pages: u64) {
+        let new = pages & !self.blocks.get(&block).map_or(0, Block::pages);
+        if new == 0 {
             return;
         }
         // What is there at the start fills the long queue, and what grows beside it passes by.
-        let place = if self.short.pages * SHORT >= self.pages() + u64::from(pages) || self.pages() == 0 {
-            Place::Long
-        } else {
+        let more = u64::from(new.count_ones());
+        let room = self.short.pages * SHORT >= self.pages() + more || self.pages() == 0;
+        let beside = self.blocks.get(&block).filter(|block| block.pages() != 0);
+        let long = beside.map_or(room, |block| block.long.pages != 0);
+        self.join(block, if long { Place::Long } else { Place::Short }, new);
+    }
+
+    /// These pages of a block came in.
+    pub fn arrived(&mut self, block: u64, pages: u64) {
+        let known = self.blocks.entry(block).or_default();
+        let new = pages & !known.pages();
+        if new == 0 {
+            return;
+        }
+        if known.trial == Trial::Out {
+            known.trial = Trial::Used;
+        }
+        let (left, before) = (known.left, known.before);
+        for (part, left) in [(new & known.last, left), (new & !known.last, before)] {
+            if part != 0 {
+                self.came_back(block, part, left);
+            }
+        }
+    }
+
+    fn came_back(&mut self, name: u64, pages: u64, left: u64) {
+        let (away, all) = (self.clock - left, self.pages());
+        let Some(block) = self.blocks.get_mut(&name) else { return };
+        if left != 0 && away < all / SOON {
+            if block.long.pages == 0 {
+                block.earned = (block.earned * 2).clamp(1, MOST_PASSES);
+                block.passes = block.earned;
+            }
+            self.join(name, Place::Long, pages);
+            return;
+        }
+        if block.pages() == 0 {
+            block.earned = 0;
+        }
+        let place = if left == 0 {
             Place::Short
+        } else {
+            let (counter, one_of) =
+                if away < all { (&mut self.returned, LET_IN) } else { (&mut self.fresh, RENEWED) };
+            *counter = (*counter + 1) % one_of;
+            if *counter == 0 { Place::Long } else { Place::Short }
         };
-        self.join(block, place, pages, 0);
+        self.join(name, place, pages);
     }
 
-    /// So many pages of a block came in.
-    pub fn arrived(&mut self, block: u64, pages: u32) {
-        if self.is_in(block) {
-            let had = self.blocks.get(&block).map_or(0, |block| block.pages);
-            self.count(block, had + pages);
-            return;
-        }
-        let Some(was) = self.blocks.get(&block).copied() else {
-            self.join(block, Place::Short, pages, 0);
-            return;
-        };
-        let away = self.clock - was.left;
-        if away < self.pages() / SOON {
-            let passes = (was.earned * 2).clamp(1, MOST_PASSES);
-            self.join(block, Place::Long, pages, passes);
-            return;
-        }
-        let (counter, one_of) =
-            if away < self.pages() { (&mut self.returned, LET_IN) } else { (&mut self.fresh, RENEWED) };
-        *counter = (*counter + 1) % one_of;
-        let place = if *counter == 0 { Place::Long } else { Place::Short };
-        self.join(block, place, pages, 0);
-    }
-
-    /// The block whose turn it is to go out; [`left`](Self::left) follows.
-    pub fn choose(&mut self) -> Option<u64> {
+    /// What has its turn to go out; [`left`](Self::left) follows.
+    pub fn choose(&mut self) -> Option<Victim> {
         loop {
             let short_first = self.short.pages * SHORT > self.pages();
-            let (first, second) = if short_first {
-                (&mut self.short, &mut self.long)
-            } else {
-                (&mut self.long, &mut self.short)
-            };
-            let (name, turn) = first.turns.pop_front().or_else(|| second.turns.pop_front())?;
+            let order = if short_first { [Place::Short, Place::Long] } else { [Place::Long, Place::Short] };
+            let (place, (name, turn)) =
+                order.into_iter().find_map(|place| Some((place, self.queue(place).turns.pop_front()?)))?;
             let Some(block) = self.blocks.get_mut(&name) else { continue };
-            if block.turn != turn || block.place == Place::Out {
+            let part = *block.part(place);
+            if part.turn != turn || part.pages == 0 {
                 continue;
             }
-            if block.passes == 0 {
-                return Some(name);
+            if place == Place::Long && block.passes > 0 {
+                block.passes -= 1;
+                self.long.turns.push_back((name, turn));
+                continue;
             }
-            block.passes -= 1;
-            self.long.turns.push_back((name, turn));
+            match block.trial {
+                Trial::None if block.left == 0 && self.tried < TRIALS => {
+                    self.tried += 1;
+                    block.trial = Trial::Out;
+                    let pages = one(part.pages, self.clock);
+                    self.queue(place).turns.push_back((name, turn));
+                    return Some(Victim { block: name, pages });
+                }
+                Trial::Used => {
+                    block.trial = Trial::Over;
+                    let pages = std::mem::take(&mut block.short.pages);
+                    self.short.pages -= u64::from(pages.count_ones());
+                    self.join(name, Place::Long, pages);
+                    if place == Place::Long {
+                        self.long.turns.push_back((name, turn));
+                    }
+                }
+                _ => {
+                    self.tried = 0;
+                    // Also what nobody told of, beside the long queue's.
+                    let pages = if place == Place::Long { !block.short.pages } else { part.pages };
+                    return Some(Victim { block: name, pages });
+                }
+            }
         }
     }
 
-    /// The block went out, all but `remain` of its pages.
-    pub fn left(&mut self, block: u64, moved: u32, remain: u32) {
+    /// The chosen pages went out, all but `remain`; so many `moved`.
+    pub fn left(&mut self, victim: Victim, moved: u32, remain: u64) {
         self.clock += u64::from(moved);
-        self.take_out(block);
-        if let Some(known) = self.blocks.get_mut(&block) {
-            known.left = self.clock;
+        let Some(block) = self.blocks.get_mut(&victim.block) else { return };
+        let took = |part: &mut Part, queue: &mut Queue| {
+            queue.pages -= u64::from((part.pages & victim.pages).count_ones());
+            part.pages &= !victim.pages;
+        };
+        took(&mut block.short, &mut self.short);
+        took(&mut block.long, &mut self.long);
+        if moved > 0 {
+            block.before = block.before.max(block.left);
+            block.last = victim.pages;
+            block.left = self.clock;
         }
-        if remain > 0 {
-            self.join(block, Place::Long, remain, 1);
-        } else if moved == 0 {
+        if remain != 0 {
+            block.passes = 1;
+            self.join(victim.block, Place::Long, remain);
+        } else if moved == 0 && block.pages() == 0 {
             // Nothing was there: it isn't mapped any more, or its owner threw it away.
-            self.blocks.remove(&block);
+            self.blocks.remove(&victim.block);
         }
     }
 
-    fn take_out(&mut self, name: u64) {
-        if let Some(block) = self.blocks.get_mut(&name) {
-            match block.place {
-                Place::Short => self.short.pages -= u64::from(block.pages),
-                Place::Long => self.long.pages -= u64::from(block.pages),
-                Place::Out => {}
-            }
-            block.place = Place::Out;
-            block.pages = 0;
+    fn join(&mut self, name: u64, place: Place, pages: u64) {
+        if pages == 0 {
+            return;
         }
-    }
-
-    fn join(&mut self, name: u64, place: Place, pages: u32, passes: u32) {
-        let known = self.blocks.entry(name).or_insert(Block {
-            place: Place::Out,
-            pages: 0,
-            passes: 0,
-            earned: 0,
-            left: 0,
-            turn: 0,
-        });
-        *known = Block { place, pages, passes, earned: passes, left: known.left, turn: known.turn + 1 };
-        let turn = (name, known.turn);
+        let block = self.blocks.entry(name).or_default();
         let queue = if place == Place::Short { &mut self.short } else { &mut self.long };
-        queue.turns.push_back(turn);
-        queue.pages += u64::from(pages);
+        let part = block.part(place);
+        if part.pages == 0 {
+            self.turn = self.turn.wrapping_add(1);
+            part.turn = self.turn;
+            queue.turns.push_back((name, part.turn));
+        }
+        part.pages |= pages;
+        queue.pages += u64::from(pages.count_ones());
     }
 
-    fn count(&mut self, name: u64, pages: u32) {
-        if let Some(block) = self.blocks.get_mut(&name) {
-            let queue = if block.place == Place::Short { &mut self.short } else { &mut self.long };
-            queue.pages = queue.pages - u64::from(block.pages) + u64::from(pages);
-            block.pages = pages;
-        }
+    fn queue(&mut self, place: Place) -> &mut Queue {
+        if place == Place::Short { &mut self.short } else { &mut self.long }
     }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    Short,
+    Long,
+}
+
+impl Block {
+    fn pages(&self) -> u64 {
+        self.short.pages | self.long.pages
+    }
+
+    fn part(&mut self, place: Place) -> &mut Part {
+        if place == Place::Short { &mut self.short } else { &mut self.long }
+    }
+}
+
+/// One of the pages, another each time.
+fn one(pages: u64, seed: u64) -> u64 {
+    // Fibonacci hashing: neighbouring seeds give distant places.
+    let at = u32::try_from(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58).unwrap_or(0);
+    let turned = pages.rotate_right(at);
+    (turned & turned.wrapping_neg()).rotate_left(at)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::HashSet;
 
-    const PAGES: u32 = 64;
+    const PAGES: u64 = !0;
 
     /// Memory that holds so many blocks, and what was asked for in vain.
     struct Memory {
         victims: Victims,
-        present: HashSet<u64>,
-        room: usize,
+        /// The pages that are there, of each block that has any.
+        present: HashMap<u64, u64>,
+        pages: u64,
+        room: u64,
         misses: u32,
     }
 
     impl Memory {
-        fn new(room: usize) -> Self {
-            Self { victims: Victims::new(), present: HashSet::new(), room, misses: 0 }
+        fn new(room: u64) -> Self {
+            let (victims, present) = (Victims::new(), HashMap::new());
+            Self { victims, present, pages: 0, room: room * 64, misses: 0 }
         }
 
+        /// All pages of a block are touched. It counts if none was there.
         fn touch(&mut self, block: u64) {
-            if !self.present.insert(block) {
+            let missing = !std::mem::replace(self.present.entry(block).or_default(), PAGES);
+            if missing == 0 {
                 return;
             }
-            self.misses += 1;
-            self.victims.arrived(block, PAGES);
-            while self.present.len() > self.room {
+            self.misses += u32::from(missing == PAGES);
+            self.pages += u64::from(missing.count_ones());
+            self.victims.arrived(block, missing);
+            while self.pages > self.room {
                 let victim = self.victims.choose().unwrap();
-                assert!(self.present.remove(&victim));
-                self.victims.left(victim, PAGES, 0);
+                let present = self.present.get_mut(&victim.block).unwrap();
+                let moved = (*present & victim.pages).count_ones();
+                *present &= !victim.pages;
+                self.pages -= u64::from(moved);
+                self.victims.left(victim, moved, 0);
             }
         }
 
@@ -304,19 +420,85 @@ mod tests {
         victims.found(1, PAGES);
         victims.found(2, PAGES);
         assert_eq!((victims.pages(), victims.len()), (128, 2));
-        assert_eq!(victims.choose(), Some(2));
-        victims.left(2, 60, 4);
-        assert!(victims.is_in(2) && victims.pages() == 68);
-        assert_eq!(victims.choose(), Some(1));
-        victims.left(1, 0, 0);
+        let tried = victims.choose().unwrap();
+        assert_eq!((tried.block, tried.pages.count_ones()), (2, 1));
+        victims.left(tried, 1, 0);
+        let victim = victims.choose().unwrap();
+        assert_eq!(victim.block, 2);
+        victims.left(victim, 60, 0b1111);
+        assert!(victims.is_in(2));
+        let tried = victims.choose().unwrap();
+        assert_eq!((tried.block, tried.pages.count_ones()), (1, 1));
+        victims.left(tried, 1, 0);
+        let other = victims.choose().unwrap();
+        assert_eq!(other.block, 1);
+        victims.left(other, 0, 0);
         assert!(!victims.is_known(1));
-        assert_eq!(victims.choose(), Some(2));
-        victims.left(2, 4, 0);
+        let again = victims.choose().unwrap();
+        assert_eq!((again.block, again.pages & 0b1111), (2, 0b1111));
+        victims.left(again, 4, 0);
         assert_eq!((victims.choose(), victims.pages()), (None, 0));
-        // More of one that is in already changes nothing but the count.
-        victims.arrived(1, 3);
-        victims.arrived(1, 5);
-        victims.found(1, 7);
-        assert_eq!((victims.pages(), victims.len()), (7, 1));
+        // What is in already is no news.
+        victims.arrived(1, 0b111);
+        victims.arrived(1, 0b110);
+        victims.found(1, 0b1111);
+        assert_eq!((victims.pages(), victims.len()), (4, 1));
+    }
+
+    #[test]
+    fn a_block_of_which_the_tried_page_comes_back_is_passed_over() {
+        // Both are tried in turn; whichever it is whose page comes back is the last to go.
+        for used in [0, 1] {
+            let mut victims = Victims::new();
+            (0..2).for_each(|block| victims.join(block, Place::Long, PAGES));
+            let tried: Vec<Victim> = (0..2).map(|_| victims.choose().unwrap()).collect();
+            for tried in &tried {
+                assert_eq!(tried.pages.count_ones(), 1);
+                victims.left(*tried, 1, 0);
+            }
+            victims.arrived(used, tried[usize::try_from(used).unwrap()].pages);
+            assert_eq!(victims.choose().map(|victim| victim.block), Some(1 - used));
+        }
+    }
+
+    #[test]
+    fn what_comes_back_late_stands_apart_from_what_came_back_soon() {
+        let mut victims = Victims::new();
+        (0..10).for_each(|block| victims.join(block, Place::Long, PAGES));
+        let all_out = |victims: &mut Victims, block: u64| {
+            let victim = Victim { block, pages: PAGES };
+            victims.left(victim, 64, 0);
+        };
+        all_out(&mut victims, 3);
+        victims.arrived(3, 0b01);
+        assert_eq!((victims.blocks[&3].long.pages, victims.blocks[&3].passes), (0b01, 1));
+        (4..7).for_each(|block| all_out(&mut victims, block));
+        victims.arrived(3, 0b11);
+        assert_eq!((victims.blocks[&3].long.pages, victims.blocks[&3].short.pages), (0b01, 0b10));
+        assert_eq!(victims.pages(), 6 * 64 + 2);
+    }
+
+    /// A program that maps, uses and unmaps memory at ever new addresses made it grow for ever.
+    #[test]
+    fn what_is_mapped_no_more_is_forgotten() {
+        let mut victims = Victims::new();
+        for block in 0..1_000 {
+            victims.found(block, PAGES);
+        }
+        for _ in 0..500 {
+            let victim = victims.choose().unwrap();
+            victims.left(victim, victim.pages.count_ones(), 0);
+        }
+        victims.retain(|block| block % 100 == 0);
+        assert_eq!(victims.known(), 10);
+        assert!(victims.len() <= 20 && victims.pages() <= 640);
+        let mut gone = 0;
+        while let Some(victim) = victims.choose() {
+            assert!(victim.block % 100 == 0);
+            victims.left(victim, 0, 0);
+            gone += 1;
+        }
+        assert!(gone <= 20);
+        assert_eq!((victims.pages(), victims.len()), (0, 0));
     }
 }

@@ -6,6 +6,7 @@ use super::claims::Claims;
 use super::reach::ClientReach;
 use super::steward::{Steward, Task};
 use super::survey::Survey;
+use super::sweep::Swept;
 use super::total::Total;
 use super::upkeep::Upkeep;
 use crossbeam::channel::{Receiver, Sender};
@@ -211,6 +212,15 @@ impl Server {
         bytes: Option<u64>,
     ) -> Result<Receiver<Result<MovedOut, ServerError>>, ServerError> {
         self.inner.client(pid)?.begin(|answer| Task::Evict { bytes, answer })
+    }
+
+    /// What a client touched since the last sweep; all it has goes out again. For whoever records accesses: with a limit, or other
+    /// evictions between, what is told is incomplete.
+    ///
+    /// # Errors
+    /// [`ServerError::NoClient`], or why it stopped early.
+    pub fn sweep(&self, pid: u32) -> Result<Swept, ServerError> {
+        self.inner.client(pid)?.ask(|answer| Task::Sweep { answer })?
     }
 
     /// Brings all of a client's memory back. Returns the bytes.

@@ -6,6 +6,7 @@
 use super::reach::ClientReach;
 use super::server::{ClientEntry, Inner, ServerError};
 use super::survey::Survey;
+use super::sweep::{Sweeper, Swept};
 use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::io;
@@ -37,6 +38,11 @@ pub(super) enum Task {
     Retire {
         /// Who asked.
         answer: Sender<Result<u64, ServerError>>,
+    },
+    /// Say what was touched since the last time, and move everything out again.
+    Sweep {
+        /// Who asked.
+        answer: Sender<Result<Swept, ServerError>>,
     },
     /// Look at the budget again.
     Look,
@@ -89,6 +95,7 @@ impl Steward {
             survey,
             bell,
             pacer: Pacer::new(),
+            sweeper: Sweeper::default(),
             until_offers: 0,
             linked: true,
             retired: false,
@@ -132,6 +139,7 @@ struct Work {
     survey: Option<Survey>,
     bell: Arc<OwnedFd>,
     pacer: Pacer,
+    sweeper: Sweeper,
     /// Looks at the budget until the client is asked again what it offers.
     until_offers: u32,
     /// Whether the client can be given orders.
@@ -149,6 +157,9 @@ impl Work {
                 Ok(Task::Evict { bytes, answer }) => {
                     let pages = bytes.map_or(u64::MAX, |bytes| bytes.div_ceil(page_bytes()));
                     let _ = answer.send(self.evict(pages));
+                }
+                Ok(Task::Sweep { answer }) => {
+                    let _ = answer.send(self.sweep());
                 }
                 Ok(Task::Restore { answer }) => {
                     let _ = answer.send(self.restore());
@@ -274,6 +285,16 @@ impl Work {
         self.judge(&moved);
         self.unshare()?;
         Ok(moved?)
+    }
+
+    fn sweep(&mut self) -> Result<Swept, ServerError> {
+        if self.retired || !self.linked {
+            return Ok(Swept::default());
+        }
+        self.take_offers()?;
+        let swept = self.sweeper.sweep(&self.client.space);
+        self.unshare()?;
+        Ok(swept?)
     }
 
     /// Has pages that only seem shared, with a child that is gone, made the program's own: they can go next time.

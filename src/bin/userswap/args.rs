@@ -64,6 +64,10 @@ pub(crate) enum Command {
     Ctl(Ctl),
     /// Try a store: whether it keeps its promises, and what it costs
     Store(StoreArgs),
+    /// Run a command and write down which of its memory it touches
+    Record(Record),
+    /// Say how often a policy would have been wrong about what a command touched
+    Replay(Replay),
     /// Say what this kernel and this user can do, and how to mend what is missing
     Doctor(Doctor),
     /// Write the manual pages to a directory
@@ -121,6 +125,87 @@ Examples:
   userswap run --limit 64M -- python3 analyse.py data.csv
   userswap run --limit 1G --store 'ram:zstd?level=3' --report run.json -- make -j8
   userswap run --limit 64M -- sh -c 'sort big | uniq -c | sort -n'";
+
+/// Runs a command and writes down which pages it touches: over and over, all its memory is moved out, and what comes back is told.
+///
+/// The command runs several times slower than by itself. What is in files it maps, locked, or on its stacks isn't seen.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Record {
+    /// Where the trace goes.
+    #[arg(long, short, value_name = "TRACE")]
+    pub(crate) output: PathBuf,
+    /// How long a window lasts, in ms. A page is told once in a window.
+    #[arg(long, value_name = "MS", default_value_t = 50)]
+    pub(crate) window: u64,
+    /// Say nothing at the end.
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// Goes through a trace under a limit with a policy, and counts how often a page was missing when it was touched; beside it, the same for
+/// policies that see every touch (LRU, CLOCK, S3-FIFO, SIEVE) or even those to come (Belady's).
+#[derive(Debug, clap::Args)]
+#[command(after_help = REPLAY_EXAMPLES)]
+pub(crate) struct Replay {
+    /// What `userswap record` wrote; several are scored one after the other.
+    #[arg(required = true, value_name = "TRACE")]
+    pub(crate) traces: Vec<PathBuf>,
+    /// Only this one.
+    #[arg(long, value_enum, value_name = "POLICY")]
+    pub(crate) policy: Option<ReplayPolicy>,
+    /// How much may be in memory: a size, or a share of all different pages, such as 50%.
+    #[arg(long, value_name = "SIZE", default_value = "50%")]
+    pub(crate) limit: Share,
+    /// Print it as JSON, a line a trace.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const REPLAY_EXAMPLES: &str = "Examples:
+  userswap record -o heap.trace -- python3 analyse.py data.csv
+  userswap replay heap.trace --limit 50%
+  userswap replay *.trace --limit 64M --policy default";
+
+/// What a trace can be gone through with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReplayPolicy {
+    /// What userswap does, seeing what it would see.
+    Default,
+    /// Throws out what is touched latest from now on: nothing can do better.
+    Belady,
+    /// Throws out what was touched longest ago.
+    Lru,
+    /// Passes over once what was touched since its last turn.
+    Clock,
+    /// Two queues, and a memory of what went out.
+    S3Fifo,
+    /// One queue and a hand.
+    Sieve,
+}
+
+/// A size, or a share of one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Share {
+    /// So much.
+    Size(Bytes),
+    /// So many hundredths.
+    Percent(f64),
+}
+
+impl std::str::FromStr for Share {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let Some(number) = text.strip_suffix('%') else { return text.parse().map(Self::Size) };
+        match number.parse::<f64>() {
+            Ok(percent) if (0.0..=1000.0).contains(&percent) => Ok(Self::Percent(percent)),
+            _ => Err(format!("'{text}' is no share: write a number and %, such as 50%")),
+        }
+    }
+}
 
 /// Serves programs until it is told to end (SIGTERM, SIGINT or `userswap ctl drain`). Then it brings back everything that is out, lets
 /// every program go, and ends; a program whose memory can't be brought back keeps it from ending.

@@ -10,6 +10,8 @@ mod doctor;
 mod failure;
 mod logs;
 mod manual;
+mod record;
+mod replay;
 mod run;
 mod store;
 
@@ -26,6 +28,8 @@ fn main() -> ExitCode {
     let done = match args.command {
         Command::Run(run) => run::run(&run, args.logs),
         Command::Daemon(daemon) => daemon::daemon(&daemon, args.logs),
+        Command::Record(record) => record::record(&record, args.logs),
+        Command::Replay(replay) => replay::replay(&replay),
         Command::Ctl(ctl) => ctl::ctl(&ctl),
         Command::Store(store) => store::store(&store),
         Command::Doctor(doctor) => doctor::doctor(&doctor),

@@ -28,7 +28,7 @@ pub(crate) fn run(args: &Run, logs: Logs) -> Result<ExitCode, Failure> {
     logs::start(logs.log.unwrap_or(Format::Text), logs.log_level.unwrap_or(Level::Warn));
     let signals = Signals::take().map_err(|error| ours("taking signals", &error))?;
     let report = args.report.as_deref().map(ReportFile::create).transpose()?;
-    let program = find(args)?;
+    let program = find(&args.command)?;
     let started = Instant::now();
     let (ended, mut told) = match &args.daemon {
         Some(path) => served_elsewhere(args, &signals, &program, path)?,
@@ -85,7 +85,7 @@ fn served_here(args: &Run, signals: &Signals, program: &Program) -> Result<(Ende
     let service = Service::start(server, Options { limits, control: args.control.as_deref(), throttle })
         .map_err(|error| Failure::from(error).with(Status::Ours))?;
     let beside = Beside { object: &object, address: OsStr::new(&address), door };
-    let mut command = start(args, program, beside, signals)?;
+    let mut command = start(&args.command, program, beside, signals)?;
     service.count(command.pid());
     let mut descendants = watch(&command, program);
     while command.ended().is_none() {
@@ -118,7 +118,7 @@ fn served_elsewhere(
         Scratch::create().map_err(|error| ours("making a directory for temporary files", &error))?;
     let object = put_object(&scratch)?;
     let beside = Beside { object: &object, address: path.as_os_str(), door: None };
-    let mut command = start(args, program, beside, signals)?;
+    let mut command = start(&args.command, program, beside, signals)?;
     let mut peak = 0;
     while command.ended().is_none() {
         peak = peak.max(proportional_bytes(command.pid()).unwrap_or(0));
@@ -130,8 +130,14 @@ fn served_elsewhere(
     Ok((command.ended().unwrap_or(Ended::Exited(0)), report))
 }
 
-fn start(args: &Run, program: &Program, beside: Beside<'_>, signals: &Signals) -> Result<Command, Failure> {
-    Command::start(program, &args.command, beside, signals).map_err(|error| {
+/// Starts a command beside which the shared object is loaded.
+pub(crate) fn start(
+    words: &[OsString],
+    program: &Program,
+    beside: Beside<'_>,
+    signals: &Signals,
+) -> Result<Command, Failure> {
+    Command::start(program, words, beside, signals).map_err(|error| {
         let status = if error.code() == 127 { Status::NotFound } else { Status::NotExecutable };
         Failure::new(status, chain(&error))
     })
@@ -146,8 +152,9 @@ fn watch(command: &Command, program: &Program) -> Descendants {
     descendants
 }
 
-fn find(args: &Run) -> Result<Program, Failure> {
-    let name: &OsStr = args.command.first().map(OsString::as_os_str).unwrap_or_default();
+/// Finds a command's program.
+pub(crate) fn find(words: &[OsString]) -> Result<Program, Failure> {
+    let name: &OsStr = words.first().map(OsString::as_os_str).unwrap_or_default();
     Program::find(name, std::env::var_os("PATH").as_deref()).map_err(|error| {
         let status = match error {
             NotRunnable::NotFound(_) => Status::NotFound,
@@ -158,7 +165,7 @@ fn find(args: &Run) -> Result<Program, Failure> {
 }
 
 /// Writes the shared object where the command and what it starts find it.
-fn put_object(scratch: &Scratch) -> Result<PathBuf, Failure> {
+pub(crate) fn put_object(scratch: &Scratch) -> Result<PathBuf, Failure> {
     let object = userswap_preload::SHARED_OBJECT.ok_or_else(|| {
         Failure::new(
             Status::Ours,
@@ -168,7 +175,8 @@ fn put_object(scratch: &Scratch) -> Result<PathBuf, Failure> {
     scratch.put("userswap.so", object).map_err(|error| ours("writing the shared object", &error))
 }
 
-fn ours(doing: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
+/// A failure of userswap itself, before or beside a command.
+pub(crate) fn ours(doing: &str, error: &(dyn std::error::Error + 'static)) -> Failure {
     Failure::of(doing, error).with(Status::Ours)
 }
 
