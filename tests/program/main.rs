@@ -12,3 +12,4 @@ mod signals;
 mod stores;
 mod support;
 mod trials;
+mod traces;
