@@ -267,7 +267,10 @@ impl Drop for Engine {
         self.shared.ring_bell();
         self.shared.placement.stop();
         for thread in self.handlers.lock().drain(..) {
-            let _ = thread.join();
+            // An observer that is called on a handler's thread may be the last who holds the engine. That thread ends by itself.
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
         }
         let ids: Vec<u64> = self.shared.spaces.read().keys().copied().collect();
         for id in ids {

@@ -11,5 +11,5 @@ mod served;
 mod signals;
 mod stores;
 mod support;
-mod trials;
 mod traces;
+mod trials;
