@@ -37,9 +37,8 @@ fn move_bare(agent: &Agent, src: Region, dest: u64) -> (u64, u32) {
     while done < src.length {
         // SAFETY: the daemon answers for the source being registered; the destination lies in the staging area, which is
         // nobody's.
-        let (moved, errno) = unsafe {
-            sys::uffd_move(agent.uffd(), dest + done, src.address + done, src.length - done)
-        };
+        let (moved, errno) =
+            unsafe { sys::uffd_move(agent.uffd(), dest + done, src.address + done, src.length - done) };
         done += moved;
         match errno {
             None => {}

@@ -192,7 +192,8 @@ impl Threads {
         self.places.iter().take(top).find(|place| {
             let taken = take(place);
             if taken {
-                let _ = self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| free.checked_sub(1));
+                let _ =
+                    self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| free.checked_sub(1));
             }
             taken
         })

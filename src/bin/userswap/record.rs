@@ -57,6 +57,11 @@ pub(crate) fn record(args: &Record, logs: Logs) -> Result<ExitCode, Failure> {
             trace.lasted().as_secs_f64() * 1e3 / trace.windows().max(1) as f64,
             bytes.len().div_ceil(1024)
         );
+        if trace.pages().is_empty() {
+            eprintln!(
+                "userswap: it ended before anything could be moved out and touched again: make the window shorter"
+            );
+        }
         if overflown > 0 {
             eprintln!("userswap: of {overflown} windows not all is in order: make the window shorter");
         }
