@@ -41,6 +41,7 @@ fn a_limit_is_held_and_nothing_is_lost() {
         "24M",
         "--control",
         &place.at("c"),
+        "--stage-times",
         "--report",
         &place.at("report"),
         "--",
@@ -69,6 +70,9 @@ fn a_limit_is_held_and_nothing_is_lost() {
     assert!(report["duration_s"].as_f64().unwrap() > 0.0 && report["same_filled_pages"].is_u64());
     let times = ["p50", "p99", "p999", "max"].map(|key| report["fault_ns"][key].as_u64().unwrap());
     assert!(times[0] > 0 && times.is_sorted(), "{report}");
+    for stage in ["lookup", "load", "install", "wake"] {
+        assert!(report["stage_ns"][stage]["p50"].as_u64().unwrap() > 0, "{stage} in {report}");
+    }
     place.assert_clean();
 }
 

@@ -18,3 +18,4 @@ mod program;
 mod ranges;
 mod region;
 mod sim;
+mod specification;

@@ -109,6 +109,9 @@ pub(crate) struct Run {
     /// Write what happened to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
+    /// Measure how long each stage of a fault takes, for the report and `ctl status`; costs a few looks at the clock a fault.
+    #[arg(long, conflicts_with = "daemon")]
+    pub(crate) stage_times: bool,
     /// Say nothing at the end.
     #[arg(long, short)]
     pub(crate) quiet: bool,
@@ -236,6 +239,9 @@ pub(crate) struct Daemon {
     /// Which messages are spoken with programs [default: extended].
     #[arg(long, value_enum)]
     pub(crate) contract: Option<Contract>,
+    /// Measure how long each stage of a fault takes, for `ctl status`; costs a few looks at the clock a fault.
+    #[arg(long)]
+    pub(crate) stage_times: bool,
 }
 
 const DAEMON_CONFIG: &str = "The configuration is TOML, its keys those of the arguments:
@@ -246,6 +252,7 @@ const DAEMON_CONFIG: &str = "The configuration is TOML, its keys those of the ar
   client-limit = \"1G\"
   allow = [1000, 1001]
   contract = \"extended\"
+  stage-times = false
   log = \"json\"
   log-level = \"info\"";
 

@@ -19,6 +19,7 @@ struct File {
     #[serde(default)]
     allow: Vec<u32>,
     contract: Option<Contract>,
+    stage_times: Option<bool>,
     log: Option<Format>,
     log_level: Option<Level>,
 }
@@ -33,6 +34,7 @@ pub(crate) struct Settings {
     pub(crate) client_limit: u64,
     pub(crate) allow: Vec<u32>,
     pub(crate) contract: Contract,
+    pub(crate) stage_times: bool,
     pub(crate) log: Format,
     pub(crate) log_level: Level,
 }
@@ -62,6 +64,7 @@ impl Settings {
             client_limit: size(args.client_limit, file.client_limit),
             allow: if args.allow.is_empty() { file.allow } else { args.allow.clone() },
             contract: args.contract.or(file.contract).unwrap_or(Contract::Extended),
+            stage_times: args.stage_times || file.stage_times.unwrap_or(false),
             log: logs.log.or(file.log).unwrap_or(Format::Text),
             log_level: logs.log_level.or(file.log_level).unwrap_or(Level::Info),
         })
@@ -92,11 +95,12 @@ mod tests {
     fn every_key_is_taken() {
         let file = parse(
             "listen='/a'\ncontrol='/b'\nstore='ram:lz4'\nlimit='2G'\nclient-limit=4096\nallow=[1,2]\n\
-             contract='strict'\nlog='json'\nlog-level='debug'",
+             contract='strict'\nstage-times=true\nlog='json'\nlog-level='debug'",
         )
         .unwrap();
         assert_eq!((file.limit, file.client_limit), (Some(Bytes(2 << 30)), Some(Bytes(4096))));
         assert_eq!((file.allow, file.contract), (vec![1, 2], Some(Contract::Strict)));
+        assert_eq!(file.stage_times, Some(true));
         assert_eq!((file.log, file.log_level), (Some(Format::Json), Some(Level::Debug)));
     }
 

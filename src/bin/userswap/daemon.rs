@@ -38,6 +38,7 @@ fn start(settings: &Settings) -> Result<Service, Failure> {
     let mut builder = Server::builder(store)
         .contract(contract)
         .unmodified(contract == Contract::Extended)
+        .stage_times(settings.stage_times)
         .listen(&settings.listen);
     for uid in &settings.allow {
         builder = builder.allow_uid(*uid);

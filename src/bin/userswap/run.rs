@@ -69,6 +69,7 @@ fn served_here(args: &Run, signals: &Signals, program: &Program) -> Result<(Ende
     let address = format!("@userswap-{}-{:016x}", std::process::id(), RandomState::new().hash_one(0));
     let server = Server::builder(store)
         .unmodified(true)
+        .stage_times(args.stage_times)
         .listen(&address)
         .start()
         .map_err(|error| ours("starting to serve", &error))?;
