@@ -51,9 +51,17 @@ impl Pacer {
         if all || !told || self.look_at.is_none_or(|at| at <= Instant::now()) {
             self.look(space, all || !told)?;
         }
-        let mut done = self.choose(space, pages, keep, &mut total);
-        if done.is_ok() && total.moved < pages && !all {
-            done = self.look(space, true).and_then(|()| self.choose(space, pages, keep, &mut total));
+        // What is used is spared; then what nobody told of is looked for, too; then nothing is spared.
+        let mut done = Ok(());
+        if !all {
+            done = self.go(space, pages, Victims::choose, keep, &mut total);
+            if done.is_ok() && total.moved < pages {
+                let looked = self.look(space, true);
+                done = looked.and_then(|()| self.go(space, pages, Victims::choose, keep, &mut total));
+            }
+        }
+        if done.is_ok() && total.moved < pages {
+            done = self.go(space, pages, Victims::choose_any, keep, &mut total);
         }
         if let Some(work) = &mut self.work {
             total.stored += space.write_all(work)?;
@@ -106,10 +114,12 @@ impl Pacer {
         }
     }
 
-    fn choose(
+    /// Moves out what is chosen, until it is `pages`.
+    fn go(
         &mut self,
         space: &Space,
         pages: u64,
+        which: fn(&mut Victims) -> Option<Victim>,
         keep: Keep,
         total: &mut MovedOut,
     ) -> Result<(), EvictError> {
@@ -120,7 +130,7 @@ impl Pacer {
             if total.moved >= pages {
                 break;
             }
-            let Some(victim) = self.victims.choose() else { break };
+            let Some(victim) = which(&mut self.victims) else { break };
             let mut moved = MovedOut::default();
             for span in pieces(victim) {
                 moved += space.move_out_by(work, span, u64::MAX, then).inspect_err(|_| {

@@ -255,6 +255,20 @@ impl Victims {
         }
     }
 
+    /// What goes out next where all of it is to, whether or not it is used; [`left`](Self::left) follows.
+    pub fn choose_any(&mut self) -> Option<Victim> {
+        loop {
+            let (place, (name, turn)) = [Place::Short, Place::Long]
+                .into_iter()
+                .find_map(|place| Some((place, self.queue(place).turns.pop_front()?)))?;
+            let Some(block) = self.blocks.get_mut(&name) else { continue };
+            let part = block.part(place);
+            if part.turn == turn && part.pages != 0 {
+                return Some(Victim { block: name, pages: !0 });
+            }
+        }
+    }
+
     /// The chosen pages went out, all but `remain`; so many `moved`.
     pub fn left(&mut self, victim: Victim, moved: u32, remain: u64) {
         self.clock += u64::from(moved);
@@ -476,6 +490,25 @@ mod tests {
         victims.arrived(3, 0b11);
         assert_eq!((victims.blocks[&3].long.pages, victims.blocks[&3].short.pages), (0b01, 0b10));
         assert_eq!(victims.pages(), 6 * 64 + 2);
+    }
+
+    /// Each block has one turn, be it used, tried or passed over; one that couldn't go is left for another time.
+    #[test]
+    fn where_all_goes_nothing_is_spared() {
+        let mut victims = Victims::new();
+        (0..10).for_each(|block| victims.found(block, PAGES));
+        let tried = victims.choose().unwrap();
+        victims.left(tried, 1, 0);
+        victims.arrived(tried.block, tried.pages);
+        let turns = victims.len();
+        let mut gone = 0;
+        for _ in 0..turns {
+            let Some(victim) = victims.choose_any() else { break };
+            let stays = victim.block == 5;
+            victims.left(victim, if stays { 0 } else { 64 }, if stays { PAGES } else { 0 });
+            gone += u32::from(!stays);
+        }
+        assert_eq!((gone, victims.pages()), (9, 64));
     }
 
     /// A program that maps, uses and unmaps memory at ever new addresses made it grow for ever.
