@@ -47,18 +47,18 @@ impl Pacer {
     pub fn move_out(&mut self, space: &Space, pages: u64, keep: Keep) -> Result<MovedOut, EvictError> {
         let mut total = MovedOut::default();
         let told = self.hear(space);
-        let all = pages >= self.victims.pages();
-        if all || !told || self.look_at.is_none_or(|at| at <= Instant::now()) {
-            self.look(space, all || !told)?;
+        let unsure = !told || pages >= self.victims.pages();
+        if unsure || self.look_at.is_none_or(|at| at <= Instant::now()) {
+            self.look(space, unsure)?;
+        }
+        if pages >= self.victims.pages() {
+            return self.move_all_out(space, keep);
         }
         // What is used is spared; then what nobody told of is looked for, too; then nothing is spared.
-        let mut done = Ok(());
-        if !all {
-            done = self.go(space, pages, Victims::choose, keep, &mut total);
-            if done.is_ok() && total.moved < pages {
-                let looked = self.look(space, true);
-                done = looked.and_then(|()| self.go(space, pages, Victims::choose, keep, &mut total));
-            }
+        let mut done = self.go(space, pages, Victims::choose, keep, &mut total);
+        if done.is_ok() && total.moved < pages {
+            let looked = self.look(space, true);
+            done = looked.and_then(|()| self.go(space, pages, Victims::choose, keep, &mut total));
         }
         if done.is_ok() && total.moved < pages {
             done = self.go(space, pages, Victims::choose_any, keep, &mut total);
@@ -68,6 +68,20 @@ impl Pacer {
         }
         done?;
         space.reclaim_slots()?;
+        Ok(total)
+    }
+
+    /// Moves out all there is, in pieces as large as can be: there is nothing to choose, and each piece costs the client an order.
+    fn move_all_out(&mut self, space: &Space, keep: Keep) -> Result<MovedOut, EvictError> {
+        let mut total = MovedOut::default();
+        for span in space.parts().iter().filter_map(|part| part.span()) {
+            total += space.move_out(span, u64::MAX, keep)?;
+        }
+        for _ in 0..self.victims.len() {
+            let Some(victim) = self.victims.choose_any() else { break };
+            let remain = if total.pinned > 0 { there(space, victim, &mut self.present) } else { 0 };
+            self.victims.left(victim, (victim.pages & !remain).count_ones(), remain);
+        }
         Ok(total)
     }
 

@@ -262,9 +262,9 @@ impl Victims {
                 .into_iter()
                 .find_map(|place| Some((place, self.queue(place).turns.pop_front()?)))?;
             let Some(block) = self.blocks.get_mut(&name) else { continue };
-            let part = block.part(place);
+            let part = *block.part(place);
             if part.turn == turn && part.pages != 0 {
-                return Some(Victim { block: name, pages: !0 });
+                return Some(Victim { block: name, pages: block.pages() });
             }
         }
     }
