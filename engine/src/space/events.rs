@@ -139,13 +139,15 @@ impl Space {
         let mut regions: HashMap<*const Region, Arc<Region>> = HashMap::new();
         let mut imported: HashMap<SlotId, SlotId> = HashMap::new();
         let counts = Counts::default();
-        let parents = self.names.lock();
         let mut names = SlotNames::default();
         for part in directory.all() {
             let region = regions
                 .entry(Arc::as_ptr(&part.region))
                 .or_insert_with(|| {
                     let mut shard = part.region.lock();
+                    // In this order: a mover that writes a slot out looks at a page first and then for the slot's name. It holds no gate, but
+                    // what stands in a slot now stands there until the gate is open again.
+                    let parents = self.names.lock();
                     let forked = shard.fork(
                         counts.clone(),
                         |handle| self.shares.add(handle),
@@ -164,7 +166,6 @@ impl Space {
                 standing.region = Arc::clone(region);
             }
         }
-        drop(parents);
         let space = Self::build(
             memory,
             Arc::clone(&self.store),
