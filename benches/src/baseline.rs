@@ -65,8 +65,7 @@ impl Baseline {
         let Some(earlier) = self.records.iter().find(|earlier| earlier.is_same_case(record)) else {
             return Vec::new();
         };
-        let touches = if record.pattern.always_faults() { "ratio_p50" } else { "ratio_mean" };
-        [touches, "ratio_move_out", "ratio_memory"]
+        [record.pattern.ratio(), "ratio_move_out", "ratio_memory"]
             .into_iter()
             .filter_map(|name| {
                 let before = earlier.figures.get(name)?.as_f64()?;

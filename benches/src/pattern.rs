@@ -34,10 +34,10 @@ impl Pattern {
         }
     }
 
-    /// Whether a touch of it, one like another, leads to a fault: then the median says what a fault takes. Of the others only the mean says
-    /// something, for neighbours come along and pages are there already.
-    pub(crate) fn always_faults(self) -> bool {
-        self == Self::Random
+    /// The figure that says how it does beside zram. Where each touch, one like another, leads to a fault, that is the median's; of the others only the
+    /// mean says something, for neighbours come along and pages are there already.
+    pub(crate) fn ratio(self) -> &'static str {
+        if self == Self::Random { "ratio_p50" } else { "ratio_mean" }
     }
 
     /// What each of `threads` threads touches, of a memory of `pages` pages: all pages in an order, or `touches` made at random, the same

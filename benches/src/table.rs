@@ -56,7 +56,7 @@ fn touches(report: &Report, text: &mut String) {
     ]);
     for record in &report.records {
         // With neighbours brought in, most touches of a sequential pass wait for nothing: only the mean says something.
-        let ratio = if record.pattern.always_faults() { "ratio_p50" } else { "ratio_mean" };
+        let ratio = record.pattern.ratio();
         table.row(vec![
             record.memory.into(),
             record.store.clone(),

@@ -232,10 +232,8 @@ impl Engine {
     /// When it is gone.
     pub fn bring_back_all(&self, space: &Arc<Space>) -> Result<u64, MemoryError> {
         let mut brought = 0;
-        for part in space.parts() {
-            if let Some(span) = part.span() {
-                brought += space.bring_back(span, self.shared.around)?;
-            }
+        for span in space.spans() {
+            brought += space.bring_back(span, self.shared.around)?;
         }
         Ok(brought)
     }

@@ -1,6 +1,5 @@
 //! Holding an address space under a limit: what goes out is chosen by [`Victims`], from what came in and when.
 
-use crate::directory::bytes_of;
 use crate::evict::{EvictError, EvictWork, Keep, MovedOut, Then};
 use crate::space::Space;
 use std::collections::HashSet;
@@ -74,7 +73,7 @@ impl Pacer {
     /// Moves out all there is, in pieces as large as can be: there is nothing to choose, and each piece costs the client an order.
     fn move_all_out(&mut self, space: &Space, keep: Keep) -> Result<MovedOut, EvictError> {
         let mut total = MovedOut::default();
-        for span in space.parts().iter().filter_map(|part| part.span()) {
+        for span in space.spans() {
             total += space.move_out(span, u64::MAX, keep)?;
         }
         for _ in 0..self.victims.len() {
@@ -100,7 +99,7 @@ impl Pacer {
     /// Looks for memory that is there and that nobody told of: in blocks that were never in hand, or in all.
     fn look(&mut self, space: &Space, everywhere: bool) -> Result<(), EvictError> {
         let started = Instant::now();
-        let spans: Vec<Span> = space.parts().iter().filter_map(|part| part.span()).collect();
+        let spans = space.spans();
         self.forget(&spans);
         for span in spans {
             let victims = &self.victims;
@@ -171,11 +170,9 @@ impl Pacer {
     pub fn resident(space: &Space) -> Result<u64, EvictError> {
         let mut present = Vec::new();
         let mut count = 0;
-        for part in space.parts() {
-            if let Ok(span) = Span::new(part.piece.addr, bytes_of(part.piece.pages)) {
-                space.memory().resident(span, &mut present)?;
-                count += present.iter().filter(|page| **page).count() as u64;
-            }
+        for span in space.spans() {
+            space.memory().resident(span, &mut present)?;
+            count += present.iter().filter(|page| **page).count() as u64;
         }
         Ok(count)
     }

@@ -464,6 +464,11 @@ impl Space {
         self.shared().parts(span)
     }
 
+    /// The ranges in care.
+    pub fn spans(&self) -> Vec<Span> {
+        self.parts().iter().filter_map(Part::span).collect()
+    }
+
     /// Where the parts of all regions are.
     pub fn parts(&self) -> Vec<Part> {
         self.shared().all()

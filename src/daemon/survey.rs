@@ -44,9 +44,8 @@ impl Survey {
         let excluded: Vec<Span> = self.ours.iter().chain(&self.excluded).copied().collect();
         let movable = movable(&self.known, &excluded, &threads);
         let stale: Vec<Span> = space
-            .parts()
-            .iter()
-            .filter_map(|part| part.span())
+            .spans()
+            .into_iter()
             .filter(|span| !movable.iter().any(|vma| vma.contains_span(span)))
             .collect();
         for span in stale {

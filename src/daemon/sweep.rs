@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use userswap_engine::{EvictError, Keep, Space};
-use userswap_uffd::{Span, page_bytes};
+use userswap_uffd::page_bytes;
 
 /// What was touched between two sweeps, by page number: address by page size.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -40,7 +40,7 @@ impl Sweeper {
         let known: HashSet<u64> = touched.iter().copied().collect();
         let found =
             present.into_iter().filter(|page| !known.contains(page) && !self.stayed.contains(page)).collect();
-        for span in spans(space) {
+        for span in space.spans() {
             space.move_out(span, u64::MAX, Keep::Stored)?;
         }
         // What came back meanwhile is here too, and among the next arrivals, where it counts.
@@ -52,15 +52,11 @@ impl Sweeper {
 /// The pages in care that are in memory.
 fn present(space: &Space) -> Result<Vec<u64>, EvictError> {
     let (mut pages, mut present) = (Vec::new(), Vec::new());
-    for span in spans(space) {
+    for span in space.spans() {
         space.memory().resident(span, &mut present)?;
         let numbers = span.start() / page_bytes()..;
         pages.extend(numbers.zip(&present).filter(|(_, present)| **present).map(|(number, _)| number));
     }
     pages.sort_unstable();
     Ok(pages)
-}
-
-fn spans(space: &Space) -> Vec<Span> {
-    space.parts().iter().filter_map(|part| part.span()).collect()
 }

@@ -4,15 +4,14 @@ use crate::args::{Logs, Record};
 use crate::config::STORE;
 use crate::failure::Failure;
 use crate::logs::{self, Format, Level};
-use crate::run::{find, open_store, ours, put_object, start};
+use crate::run::{find, open_store, ours, own_address, put_object, start};
 use std::ffi::OsStr;
-use std::hash::{BuildHasher, RandomState};
 use std::process::ExitCode;
 use std::time::Duration;
 use userswap::Server;
 use userswap::daemon::{Options, Recorder, Service};
 use userswap::run::command::Beside;
-use userswap::run::{Ended, Scratch, Signals};
+use userswap::run::{Ended, Signals};
 
 /// Runs the command, and writes what it touched.
 pub(crate) fn record(args: &Record, logs: Logs) -> Result<ExitCode, Failure> {
@@ -22,10 +21,8 @@ pub(crate) fn record(args: &Record, logs: Logs) -> Result<ExitCode, Failure> {
     let writing = format!("writing the trace {}", args.output.display());
     // Opened first, so that it is known before the command runs whether it can be written.
     let file = std::fs::File::create(&args.output).map_err(|error| ours(&writing, &error))?;
-    let scratch =
-        Scratch::create().map_err(|error| ours("making a directory for temporary files", &error))?;
-    let object = put_object(&scratch)?;
-    let address = format!("@userswap-{}-{:016x}", std::process::id(), RandomState::new().hash_one(0));
+    let (_scratch, object) = put_object()?;
+    let address = own_address();
     let server = Server::builder(open_store(STORE)?)
         .unmodified(true)
         .listen(&address)

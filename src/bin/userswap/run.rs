@@ -62,11 +62,8 @@ const LOOK: Duration = Duration::from_millis(500);
 fn served_here(args: &Run, signals: &Signals, program: &Program) -> Result<(Ended, Report), Failure> {
     let store =
         open_store(args.store.as_deref().unwrap_or(STORE)).map_err(|error| error.with(Status::Ours))?;
-    let scratch =
-        Scratch::create().map_err(|error| ours("making a directory for temporary files", &error))?;
-    let object = put_object(&scratch)?;
-    // In no directory: a program that changes its root directory still finds it.
-    let address = format!("@userswap-{}-{:016x}", std::process::id(), RandomState::new().hash_one(0));
+    let (_scratch, object) = put_object()?;
+    let address = own_address();
     let server = Server::builder(store)
         .unmodified(true)
         .stage_times(args.stage_times)
@@ -115,9 +112,7 @@ fn served_elsewhere(
     let path = if is_abstract { Ok(path.to_path_buf()) } else { std::path::absolute(path) };
     let path = path.map_err(|error| ours("--daemon", &error))?;
     userswap_ipc::Connection::connect(&path).map_err(|error| ours("--daemon", &error))?;
-    let scratch =
-        Scratch::create().map_err(|error| ours("making a directory for temporary files", &error))?;
-    let object = put_object(&scratch)?;
+    let (_scratch, object) = put_object()?;
     let beside = Beside { object: &object, address: path.as_os_str(), door: None };
     let mut command = start(&args.command, program, beside, signals)?;
     let mut peak = 0;
@@ -165,15 +160,24 @@ pub(crate) fn find(words: &[OsString]) -> Result<Program, Failure> {
     })
 }
 
-/// Writes the shared object where the command and what it starts find it.
-pub(crate) fn put_object(scratch: &Scratch) -> Result<PathBuf, Failure> {
+/// Where to listen for one command and what it starts. In no directory: a program that changes its root directory still finds it.
+pub(crate) fn own_address() -> String {
+    format!("@userswap-{}-{:016x}", std::process::id(), RandomState::new().hash_one(0))
+}
+
+/// Writes the shared object where the command and what it starts find it, in a directory that goes with the first.
+pub(crate) fn put_object() -> Result<(Scratch, PathBuf), Failure> {
+    let scratch =
+        Scratch::create().map_err(|error| ours("making a directory for temporary files", &error))?;
     let object = userswap_preload::SHARED_OBJECT.ok_or_else(|| {
         Failure::new(
             Status::Ours,
             "programs can't be run on this architecture: there is nothing to load beside them",
         )
     })?;
-    scratch.put("userswap.so", object).map_err(|error| ours("writing the shared object", &error))
+    let path =
+        scratch.put("userswap.so", object).map_err(|error| ours("writing the shared object", &error))?;
+    Ok((scratch, path))
 }
 
 /// A failure of userswap itself, before or beside a command.
