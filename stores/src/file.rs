@@ -368,9 +368,7 @@ impl Store for File {
         out: &mut [u8],
         waiter: &Waiter,
     ) -> Result<Fetch, StoreError> {
-        if out.len() != self.capabilities.page_size {
-            return Err(StoreError::Unsupported { what: "a buffer that isn't page_size long" });
-        }
+        self.capabilities.check_buffer(out)?;
         let mut results = [Ok(Fetch::Ready)];
         self.fetch_run(&[Wanted { handle, key }], out, &mut results, waiter)?;
         let [result] = results;

@@ -157,9 +157,7 @@ impl Store for Plugin {
         out: &mut [u8],
         waiter: &Waiter,
     ) -> Result<Fetch, StoreError> {
-        if out.len() != self.capabilities.page_size {
-            return Err(StoreError::Unsupported { what: "a buffer that isn't page_size long" });
-        }
+        self.capabilities.check_buffer(out)?;
         match &self.late {
             Some(late) => late.get(handle, key, waiter.clone()).map(|()| Fetch::Pending),
             None => self.shared.get(handle, key, out).map(|()| Fetch::Ready),

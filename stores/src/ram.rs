@@ -344,9 +344,7 @@ impl Store for Ram {
     }
 
     fn fetch(&self, handle: Handle, key: PageKey, out: &mut [u8], _: &Waiter) -> Result<Fetch, StoreError> {
-        if out.len() != self.capabilities.page_size {
-            return Err(StoreError::Unsupported { what: "a buffer that isn't page_size long" });
-        }
+        self.capabilities.check_buffer(out)?;
         with_scratch(|scratch| self.fetch_one(scratch, handle, key, out))
     }
 
@@ -356,8 +354,8 @@ impl Store for Ram {
         key: PageKey,
         out: &mut [u8],
     ) -> Option<Result<(), StoreError>> {
-        if out.len() != self.capabilities.page_size {
-            return Some(Err(StoreError::Unsupported { what: "a buffer that isn't page_size long" }));
+        if let Err(error) = self.capabilities.check_buffer(out) {
+            return Some(Err(error));
         }
         let result = match named(handle) {
             Some(Named::Entry(id)) => self.decode_object(id, key, out)?,

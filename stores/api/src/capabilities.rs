@@ -1,5 +1,6 @@
 //! What a store can do, as data.
 
+use crate::StoreError;
 use std::sync::Arc;
 
 /// What a store is and can do: callers choose their way by it, the conformance kit chooses its laws.
@@ -39,6 +40,18 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
+    /// Whether a page of this store's length goes into `out`, and nothing else.
+    ///
+    /// # Errors
+    /// [`StoreError::Unsupported`] if not.
+    pub fn check_buffer(&self, out: &[u8]) -> Result<(), StoreError> {
+        if out.len() == self.page_size {
+            Ok(())
+        } else {
+            Err(StoreError::Unsupported { what: "a buffer that isn't page_size long" })
+        }
+    }
+
     /// A plain store: in memory, answers at once, no limit, notices nothing.
     pub fn new(name: impl Into<Arc<str>>, page_size: usize) -> Self {
         Self {

@@ -128,9 +128,7 @@ impl Store for Chaos {
         out: &mut [u8],
         waiter: &Waiter,
     ) -> Result<Fetch, StoreError> {
-        if out.len() != self.capabilities.page_size {
-            return Err(StoreError::Unsupported { what: "a buffer that isn't page_size long" });
-        }
+        self.capabilities.check_buffer(out)?;
         let fate = self.fate(self.mischief.fetch_errors, self.mischief.corruption);
         let answered = match fate {
             Fate::Ended => Err(StoreError::Closed),
