@@ -334,7 +334,7 @@ pub fn bytes_of(pages: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{Counts, Generation, Lost, RegionId, SlotId};
+    use crate::core::{Counts, Generation, Lost, RegionId, SlotId, SlotPage};
     use std::collections::BTreeMap;
 
     const BASE: u64 = 0x10_0000_0000;
@@ -355,7 +355,13 @@ mod tests {
         let part = part(first, pages);
         {
             let mut shard = part.region.lock();
-            shard.plan_move(PageIndex(0), PageIndex(pages), pages, SlotId(0), &|_| true);
+            shard.plan_move(
+                PageIndex(0),
+                PageIndex(pages),
+                pages,
+                SlotPage { slot: SlotId(0), offset: 0 },
+                &|_| true,
+            );
             shard.moved(PageIndex(0), pages, Generation::default, &mut Lost::default());
         }
         part

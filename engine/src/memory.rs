@@ -76,11 +76,28 @@ pub struct Order {
     pub to: u64,
 }
 
-/// The answer to a move order.
+impl Order {
+    /// The part of the slot that all of them go to.
+    ///
+    /// # Errors
+    /// When there is none, or it can't be a range.
+    pub fn destination(orders: &[Self]) -> Result<Span, MemoryError> {
+        let (Some(first), Some(last)) = (orders.first(), orders.last()) else {
+            return Err(MemoryError::Gone);
+        };
+        Span::between(first.to, last.to + last.from.len()).map_err(|error| MemoryError::Refused {
+            doing: "moving to",
+            span: first.from,
+            reason: error.to_string(),
+        })
+    }
+}
+
+/// The answer to move orders.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Moved {
-    /// It was carried out here and now, as far as the outcome says.
-    Now(Outcome),
+    /// It was carried out here and now, as far as the outcomes say.
+    Now,
     /// It was sent; if it succeeds a [`Event::Remap`] onto the slot says so. For clients that don't use MADV_FREE on what is
     /// in care: a page freed and written again while its order is out can't be told from one that is about to be emptied.
     Ordered,
@@ -170,11 +187,17 @@ pub trait Memory: Send + Sync + 'static {
         false
     }
 
-    /// Moves a range into a slot. The gate is held, shared, across the call.
+    /// How many ranges can be moved into a slot at once.
+    fn most_orders(&self) -> usize {
+        1
+    }
+
+    /// Moves ranges, at most [`most_orders`](Self::most_orders), into a slot, where each begins where the one before ends. What
+    /// came of each is added to `outcomes`, in order; of those that are missing there nothing moved. The gate is held, shared, across the call.
     ///
     /// # Errors
-    /// When the order can't be given at all.
-    fn move_out(&self, order: Order) -> Result<Moved, MemoryError>;
+    /// When the orders can't be given at all.
+    fn move_out(&self, orders: &[Order], outcomes: &mut Vec<Outcome>) -> Result<Moved, MemoryError>;
 
     /// What was moved into the slot is in the books; it needs no watching there.
     ///

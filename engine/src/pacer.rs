@@ -1,6 +1,6 @@
 //! Holding an address space under a limit: what goes out is chosen by [`Victims`], from what came in and when.
 
-use crate::evict::{EvictError, EvictWork, Keep, MovedOut, Then};
+use crate::evict::{EvictError, EvictWork, Keep, Lot, MovedOut, Then};
 use crate::space::Space;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -14,6 +14,8 @@ pub struct Pacer {
     work: Option<EvictWork>,
     arrivals: Vec<(u64, u64)>,
     present: Vec<bool>,
+    /// What goes by one order.
+    together: Vec<(Victim, Lot)>,
     /// When memory nobody told of is looked for again.
     look_at: Option<Instant>,
 }
@@ -139,19 +141,36 @@ impl Pacer {
         let work = self.work.get_or_insert_with(|| EvictWork::new(space.slots().slot_pages()));
         let then = if keep == Keep::Stored { Then::Queue } else { Then::Leave };
         // Each has its turn once: what can't move joins again.
-        for _ in 0..self.victims.len() {
-            if total.moved >= pages {
-                break;
+        let mut turns = self.victims.len();
+        while turns > 0 && total.moved < pages {
+            // As much together as a slot holds: each order costs the client as much as moving dozens of pages.
+            let most = (pages - total.moved).min(u64::from(space.slots().slot_pages()));
+            let mut chosen = 0;
+            self.together.clear();
+            while turns > 0 && chosen < most {
+                let Some(victim) = which(&mut self.victims) else {
+                    turns = 0;
+                    break;
+                };
+                turns -= 1;
+                match lot(victim) {
+                    Some(lot) => self.together.push((victim, lot)),
+                    None => self.victims.left(victim, 0, 0),
+                }
+                chosen += u64::from(victim.known);
             }
-            let Some(victim) = which(&mut self.victims) else { break };
-            let mut moved = MovedOut::default();
-            for span in pieces(victim) {
-                moved += space.move_out_by(work, span, u64::MAX, then).inspect_err(|_| {
-                    self.victims.left(victim, 0, victim.pages);
-                })?;
+            let lots = self.together.iter().map(|(_, lot)| *lot);
+            let moved = space.move_out_lots(work, lots, then).inspect_err(|_| {
+                for (victim, _) in &self.together {
+                    self.victims.left(*victim, 0, victim.pages);
+                }
+            })?;
+            for ((victim, _), went) in self.together.iter().zip(work.moved_of()) {
+                let went = u32::try_from(*went).unwrap_or(u32::MAX);
+                let all = moved.pinned == 0 || went >= victim.pages.count_ones();
+                let remain = if all { 0 } else { there(space, *victim, &mut self.present) };
+                self.victims.left(*victim, went, remain);
             }
-            let remain = if moved.pinned > 0 { there(space, victim, &mut self.present) } else { 0 };
-            self.victims.left(victim, u32::try_from(moved.moved).unwrap_or(u32::MAX), remain);
             *total += moved;
             while space.writes().len() > AHEAD {
                 space.write_next(work)?;
@@ -216,6 +235,15 @@ fn pieces(victim: Victim) -> impl Iterator<Item = Span> {
         let start = (victim.block * BLOCK + u64::from(first)) * page_bytes();
         Span::new(start, u64::from(count) * page_bytes()).ok()
     })
+}
+
+/// The victim's pages, to be moved.
+fn lot(victim: Victim) -> Option<Lot> {
+    let first = victim.pages.checked_ilog2().map(|_| victim.pages.trailing_zeros())?;
+    let pages = victim.pages >> first;
+    let start = (victim.block * BLOCK + u64::from(first)) * page_bytes();
+    let span = Span::new(start, u64::from(u64::BITS - pages.leading_zeros()) * page_bytes()).ok()?;
+    Some(Lot { span, pages })
 }
 
 /// The victim's pages that are in memory still; all, if that can't be known.
@@ -289,7 +317,7 @@ mod tests {
             (0b1101, vec![at(0, 1), at(2, 2)]),
             (!1, vec![at(1, 63)]),
         ] {
-            let found: Vec<Span> = pieces(Victim { block: 7, pages }).collect();
+            let found: Vec<Span> = pieces(Victim { block: 7, pages, known: 0 }).collect();
             assert_eq!(found, spans);
             assert_eq!(found.iter().fold(0, |all, span| all | mask(*span)), pages);
             assert!(found.iter().all(|span| name(*span) == 7));

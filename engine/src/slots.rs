@@ -221,7 +221,8 @@ impl Slot {
         child.read_inherited(self.addr(offset), out, thread)
     }
 
-    fn addr(&self, offset: u32) -> u64 {
+    /// Where one of its pages is.
+    pub(crate) fn addr(&self, offset: u32) -> u64 {
         self.span.start() + u64::from(offset) * (self.span.len() / u64::from(self.pool.slot_pages))
     }
 }
@@ -246,16 +247,44 @@ pub struct SlotNames {
 pub struct Standing {
     /// The slot.
     pub slot: Arc<Slot>,
-    /// The region whose pages they are.
-    pub region: Arc<Region>,
-    /// The page at the slot's offset 0; the others follow.
-    pub first: PageIndex,
-    /// How many pages were ordered there.
-    pub pages: u32,
-    /// How many are still there.
+    /// What was ordered there, front to back without gaps.
+    pub runs: Vec<Run>,
+    /// How many pages are still there.
     pub count: u32,
     /// Orders slots by when they were filled.
     pub serial: u64,
+}
+
+/// Neighbouring pages of a region that were ordered into a slot together.
+#[derive(Clone)]
+pub struct Run {
+    /// The region whose pages they are.
+    pub region: Arc<Region>,
+    /// The page at `offset`; the others follow.
+    pub first: PageIndex,
+    /// Where in the slot.
+    pub offset: u32,
+    /// How many.
+    pub pages: u32,
+}
+
+impl Run {
+    /// Where in the slot it ends.
+    pub fn end(&self) -> u32 {
+        self.offset + self.pages
+    }
+}
+
+impl Standing {
+    /// A slot that nothing was ordered into yet.
+    pub fn empty(slot: Arc<Slot>) -> Self {
+        Self { slot, runs: Vec::new(), count: 0, serial: 0 }
+    }
+
+    /// Where in the slot there is room.
+    pub fn end(&self) -> u32 {
+        self.runs.last().map_or(0, Run::end)
+    }
 }
 
 impl SlotNames {
@@ -301,14 +330,14 @@ impl SlotNames {
         self.leave_many(id, u32::MAX);
     }
 
-    /// Replaces what stands under a name, as the latest to be filled.
-    pub fn fill(&mut self, id: SlotId, standing: Standing) -> Standing {
+    /// Replaces what stands under a name, as the latest to be filled: all that was ordered.
+    pub fn fill(&mut self, id: SlotId, standing: &mut Standing) {
         self.filled += 1;
-        let standing = Standing { serial: self.filled, ..standing };
+        standing.serial = self.filled;
+        standing.count = standing.end();
         if let Some(entry) = self.named.get_mut(id.0 as usize) {
             *entry = Some(standing.clone());
         }
-        standing
     }
 
     /// The slots that can be written out, longest-standing first.

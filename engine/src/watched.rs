@@ -30,11 +30,21 @@ pub unsafe trait Reach: Send + Sync + Sized + 'static {
         None
     }
 
+    /// As [`Memory::most_orders`].
+    fn most_orders(&self) -> usize {
+        1
+    }
+
     /// As [`Memory::move_out`].
     ///
     /// # Errors
-    /// When the order can't be given.
-    fn move_out(&self, uffd: &Uffd, order: Order) -> Result<Moved, MemoryError>;
+    /// When the orders can't be given.
+    fn move_out(
+        &self,
+        uffd: &Uffd,
+        orders: &[Order],
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<Moved, MemoryError>;
 
     /// As [`Memory::read_slot`].
     ///
@@ -193,8 +203,12 @@ impl<R: Reach> Memory for Watched<R> {
             .is_ok_and(|nowhere| self.uffd.zeropage(nowhere, true).stop == Some(Stop::Gone))
     }
 
-    fn move_out(&self, order: Order) -> Result<Moved, MemoryError> {
-        self.reach.move_out(&self.uffd, order)
+    fn most_orders(&self) -> usize {
+        self.reach.most_orders()
+    }
+
+    fn move_out(&self, orders: &[Order], outcomes: &mut Vec<Outcome>) -> Result<Moved, MemoryError> {
+        self.reach.move_out(&self.uffd, orders, outcomes)
     }
 
     fn settle_slot(&self, slot: Span) -> Result<(), MemoryError> {

@@ -37,7 +37,8 @@ impl Rig {
 
     /// Marks pages for a move.
     fn order(&mut self, first: u32, pages: u32) -> Piece {
-        self.shard.plan_move(page(first), page(first + pages), pages, SlotId(3), &|_| true).unwrap()
+        let at = SlotPage { slot: SlotId(3), offset: 0 };
+        self.shard.plan_move(page(first), page(first + pages), pages, at, &|_| true).unwrap()
     }
 
     /// Moves pages into slot 3, from its offset 0 on.

@@ -9,10 +9,13 @@ use parking_lot::Mutex;
 use userswap_uffd::Mapping;
 
 use crate::contract::Contract;
+use crate::extension::{MAX_MOVES, MoveResult, MoveStatus, MoveStop};
 use crate::receiver::{Kill, Memory, Receiver, ReceiverError};
 use crate::sys;
 use crate::transport::{Connection, Received, TransportError, Wait};
-use crate::wire::{Envelope, MAX_MESSAGE_BYTES, RequestId, ToClient, ToDaemon};
+use crate::wire::{
+    Envelope, MAX_MESSAGE_BYTES, MoveAnswer, MoveOrder, RequestId, ToClient, ToDaemon, WireMessage,
+};
 
 /// Why the agent no longer serves.
 #[derive(Debug, thiserror::Error)]
@@ -106,22 +109,55 @@ fn serve<M: Memory>(
 ) -> AgentEnd {
     let mut buffer = [0_u8; MAX_MESSAGE_BYTES];
     loop {
-        let message = match connection.receive_message(&mut buffer, contract, Wait::Forever) {
-            Ok(Received::Got(envelope)) => envelope,
-            Ok(Received::Nothing) => continue,
-            Ok(Received::Closed) => return AgentEnd::Closed,
-            Err(e) => return e.into(),
-        };
-        match handle(receiver, message, kill) {
-            Ok(None) => {}
-            Ok(Some((reply, request))) => match connection.send_message(reply, request, Wait::Forever) {
-                Ok(()) => {}
-                Err(TransportError::Closed) => return AgentEnd::Closed,
-                Err(e) => return e.into(),
-            },
-            Err(end) => return end,
+        if let Err(end) = serve_next(connection, contract, receiver, kill, &mut buffer) {
+            return end;
         }
     }
+}
+
+fn serve_next<M: Memory>(
+    connection: &Connection,
+    contract: Contract,
+    receiver: &mut Receiver<M>,
+    kill: &mut dyn Kill,
+    buffer: &mut [u8],
+) -> Result<(), AgentEnd> {
+    let packet = match connection.receive(buffer, Wait::Forever)? {
+        Received::Got(packet) => packet,
+        Received::Nothing => return Ok(()),
+        Received::Closed => return Err(AgentEnd::Closed),
+    };
+    let bytes = buffer.get(..packet.len).unwrap_or_default();
+    if packet.handles.is_empty()
+        && let Some(order) = MoveOrder::read(bytes, contract).map_err(TransportError::from)?
+    {
+        return move_ranges(connection, receiver, &order);
+    }
+    let envelope = ToClient::decode(bytes, packet.handles, contract).map_err(TransportError::from)?;
+    match handle(receiver, envelope, kill)? {
+        Some((reply, request)) => sent(connection.send_message(reply, request, Wait::Forever)),
+        None => Ok(()),
+    }
+}
+
+/// Carries out a `Move`, on the stack alone.
+fn move_ranges<M: Memory>(
+    connection: &Connection,
+    receiver: &mut Receiver<M>,
+    order: &MoveOrder,
+) -> Result<(), AgentEnd> {
+    let mut results = [MoveResult { moved: 0, stop: MoveStop::Refused }; MAX_MOVES];
+    let status = receiver.move_ranges(order.epoch, order.mover, order.moves(), &mut results)?;
+    let count = if status == MoveStatus::Done { order.moves().len() } else { 0 };
+    let answer = MoveAnswer::new(order.request, status, results.get(..count).unwrap_or_default());
+    sent(connection.send(answer.bytes(), &[], Wait::Forever))
+}
+
+fn sent(sent: Result<(), TransportError>) -> Result<(), AgentEnd> {
+    sent.map_err(|error| match error {
+        TransportError::Closed => AgentEnd::Closed,
+        other => other.into(),
+    })
 }
 
 /// Carries out one message; gives the reply it wants.
@@ -143,12 +179,12 @@ fn handle<M: Memory>(
         ToClient::GetPartitionAllocSuperPagesUsed(question) => {
             ToDaemon::SuperPagesUsed(receiver.superpages_used(&question)?)
         }
-        ToClient::Move(order) => ToDaemon::Moved(receiver.move_ranges(&order)?),
         ToClient::Drop(order) => {
             receiver.drop_areas(&order)?;
             ToDaemon::Dropped
         }
-        ToClient::Unshare(_) => return Err(AgentEnd::NotAgreed),
+        // A `Move` without descriptors was carried out, and one with any isn't a message.
+        ToClient::Move(_) | ToClient::Unshare(_) => return Err(AgentEnd::NotAgreed),
         ToClient::Transferred
         | ToClient::Welcome(_)
         | ToClient::Staged

@@ -211,8 +211,8 @@ pub struct MoveRange {
     pub dest: u64,
 }
 
-/// The most ranges in one `Move`: the client's agent keeps an order on its stack.
-pub const MAX_MOVES: usize = 512;
+/// The most ranges in one `Move`: the client's agent keeps an order on its stack, and its faults wait while it is carried out.
+pub const MAX_MOVES: usize = 64;
 
 /// The most areas in one `Drop`.
 pub const MAX_DROPS: usize = 512;

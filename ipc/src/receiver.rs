@@ -9,9 +9,7 @@ use userswap_uffd::{Outcome, Span, SpanError, Stop};
 use crate::contract::{
     GetPartitionAllocSuperPagesUsed, MapArea, MemoryRegion, Method, MovePtesLeavingMapping,
 };
-use crate::extension::{
-    Drop, DropHow, Epoch, MAX_MOVES, Move, MoveRange, MoveReply, MoveResult, MoveStatus, MoveStop, Mover,
-};
+use crate::extension::{Drop, DropHow, Epoch, MAX_MOVES, MoveRange, MoveResult, MoveStatus, MoveStop, Mover};
 use crate::gate::{ClientGate, GateError};
 use crate::superpages::{Superpages, superpages_used};
 use crate::wire::MAX_REGIONS;
@@ -198,25 +196,30 @@ impl<M: Memory> Receiver<M> {
         Ok(superpages_used(&offered, most, MAX_REGIONS, in_core))
     }
 
-    /// `Move`. Between taking the gate and letting go nothing is touched but the stack: the order was copied there, and the
-    /// answer is made afterwards. So no range of the order can hold what carrying it out needs.
+    /// `Move`. Nothing is touched but the stack: what the order is carried out with, and the answer, lie there. So no range of
+    /// the order can hold what carrying it out needs.
+    ///
+    /// What is wrong with a range, or was refused by the kernel, is in its result; where the status isn't `Done`, there are none.
     ///
     /// # Errors
-    /// [`ReceiverError::Gate`] if the gate was revoked: the connection is to be closed. What is wrong with a range, or was
-    /// refused by the kernel, is in its result.
-    pub fn move_ranges(&mut self, order: &Move) -> Result<MoveReply, ReceiverError> {
+    /// [`ReceiverError::Gate`] if the gate was revoked: the connection is to be closed.
+    pub fn move_ranges(
+        &mut self,
+        epoch: Epoch,
+        mover: Mover,
+        moves: &[MoveRange],
+        results: &mut [MoveResult; MAX_MOVES],
+    ) -> Result<MoveStatus, ReceiverError> {
         let mut work = [Work::Nothing; MAX_MOVES];
-        let count = order.moves.len().min(MAX_MOVES);
-        for (work, range) in work.iter_mut().zip(&order.moves) {
-            *work = self.plan(range, order.mover);
+        for (work, range) in work.iter_mut().zip(moves) {
+            *work = self.plan(range, mover);
         }
-        let work = work.get_mut(..count).unwrap_or_default();
-        let status = self.carry_out(order.epoch, order.mover, work)?;
-        let results = match status {
-            MoveStatus::Done => work.iter().map(Work::result).collect(),
-            _ => Vec::new(),
-        };
-        Ok(MoveReply { status, results })
+        let work = work.get_mut(..moves.len().min(MAX_MOVES)).unwrap_or_default();
+        let status = self.carry_out(epoch, mover, work)?;
+        for (result, work) in results.iter_mut().zip(work) {
+            *result = work.result();
+        }
+        Ok(status)
     }
 
     /// `Drop`.

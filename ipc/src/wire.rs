@@ -23,9 +23,11 @@
 mod decode;
 mod encode;
 mod message;
+mod order;
 
 pub use decode::ValidationError;
 pub use message::{Encoded, Envelope, RequestId, ToClient, ToDaemon, WireMessage};
+pub(crate) use order::{MoveAnswer, MoveOrder};
 
 /// The most bytes of a message, either way.
 pub const MAX_MESSAGE_BYTES: usize = 64 * 1024;

@@ -37,6 +37,8 @@ pub struct Victim {
     pub block: u64,
     /// Which of its pages, as far as they are there.
     pub pages: u64,
+    /// How many of them are known to be.
+    pub known: u32,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -234,7 +236,7 @@ impl Victims {
                     block.trial = Trial::Out;
                     let pages = one(part.pages, self.clock);
                     self.queue(place).turns.push_back((name, turn));
-                    return Some(Victim { block: name, pages });
+                    return Some(Victim { block: name, pages, known: 1 });
                 }
                 Trial::Used => {
                     block.trial = Trial::Over;
@@ -249,7 +251,7 @@ impl Victims {
                     self.tried = 0;
                     // Also what nobody told of, beside the long queue's.
                     let pages = if place == Place::Long { !block.short.pages } else { part.pages };
-                    return Some(Victim { block: name, pages });
+                    return Some(Victim { block: name, pages, known: part.pages.count_ones() });
                 }
             }
         }
@@ -264,7 +266,8 @@ impl Victims {
             let Some(block) = self.blocks.get_mut(&name) else { continue };
             let part = *block.part(place);
             if part.turn == turn && part.pages != 0 {
-                return Some(Victim { block: name, pages: block.pages() });
+                let pages = block.pages();
+                return Some(Victim { block: name, pages, known: pages.count_ones() });
             }
         }
     }
@@ -480,7 +483,7 @@ mod tests {
         let mut victims = Victims::new();
         (0..10).for_each(|block| victims.join(block, Place::Long, PAGES));
         let all_out = |victims: &mut Victims, block: u64| {
-            let victim = Victim { block, pages: PAGES };
+            let victim = Victim { block, pages: PAGES, known: 64 };
             victims.left(victim, 64, 0);
         };
         all_out(&mut victims, 3);

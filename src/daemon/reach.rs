@@ -29,6 +29,9 @@ pub(crate) struct Told {
     pub(crate) was_shared: Mutex<Vec<Span>>,
 }
 
+/// Faults of the process wait while a slot is moved into.
+const MOST_ORDERS: usize = 32;
+
 impl ClientReach {
     /// Reaches a process by what it told.
     pub(crate) fn new(told: Told) -> Self {
@@ -56,12 +59,25 @@ impl ClientReach {
 }
 
 impl Told {
-    /// What came of an order whose answer never came: once nothing can be moved into the slot any more, what is in it was moved.
-    fn moved_unheard(&self, uffd: &Uffd, slot: Span) -> Result<Moved, MemoryError> {
+    /// What came of orders whose answer never came: once nothing can be moved into the slot any more, what is in it was moved.
+    fn moved_unheard(
+        &self,
+        uffd: &Uffd,
+        slot: Span,
+        orders: &[Order],
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<(), MemoryError> {
         uffd.unregister(slot).map_err(|error| refused("unregistering", slot, error))?;
-        // In order, from the first on.
-        let moved = self.entries(slot)?.iter().take_while(|entry| entry.present() || entry.swapped()).count();
-        Ok(Moved::Now(Outcome { done: moved as u64 * page_bytes(), stop: Some(Stop::Gone) }))
+        let entries = self.entries(slot)?;
+        let mut entries = entries.iter();
+        for order in orders {
+            // In order, from the first on.
+            let pages = entries.by_ref().take(usize::try_from(order.from.pages()).unwrap_or(0));
+            let there: Vec<bool> = pages.map(|entry| entry.present() || entry.swapped()).collect();
+            let moved = there.iter().take_while(|there| **there).count();
+            outcomes.push(Outcome { done: moved as u64 * page_bytes(), stop: Some(Stop::Gone) });
+        }
+        Ok(())
     }
 
     /// Checks that pages stand in a slot: what isn't there would read as zeros. A client that moves by mremap(2) moves holes, too.
@@ -118,41 +134,50 @@ unsafe impl Reach for ClientReach {
         self.told.get().map(|told| told.slot_pages)
     }
 
-    fn move_out(&self, uffd: &Uffd, order: Order) -> Result<Moved, MemoryError> {
+    fn most_orders(&self) -> usize {
+        // What is ordered by the contract is heard of piece by piece.
+        if self.told.get().is_some_and(Told::moves) { MOST_ORDERS } else { 1 }
+    }
+
+    fn move_out(
+        &self,
+        uffd: &Uffd,
+        orders: &[Order],
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<Moved, MemoryError> {
         let told = self.told()?;
         if !told.moves() {
-            told.link
-                .move_ptes(order.from, order.to)
-                .map_err(|error| unlinked("moving", order.from, &error))?;
+            for order in orders {
+                told.link
+                    .move_ptes(order.from, order.to)
+                    .map_err(|error| unlinked("moving", order.from, &error))?;
+            }
             return Ok(Moved::Ordered);
         }
-        let slot = Span::new(order.to, order.from.len()).map_err(|error| MemoryError::Refused {
-            doing: "moving to",
-            span: order.from,
-            reason: error.to_string(),
-        })?;
+        let slot = Order::destination(orders)?;
         // SAFETY: needed because its missing pages become ours to fill; it is the client's staging area, made for this.
         unsafe { uffd.register(slot, RegisterMode::MISSING) }
             .map_err(|error| refused("registering", slot, error))?;
-        let range = MoveRange { src: order.from.start(), len: order.from.len(), dest: order.to };
-        let reply = match told.link.move_ranges(Epoch::default(), Mover::UffdMove, &[range]) {
+        let range =
+            |order: &Order| MoveRange { src: order.from.start(), len: order.from.len(), dest: order.to };
+        let ranges: Vec<MoveRange> = orders.iter().map(range).collect();
+        let reply = match told.link.move_ranges(Epoch::default(), Mover::UffdMove, &ranges) {
             Ok(reply) => reply,
             Err(error) => {
                 tracing::debug!(pid = told.process.pid(), %error, "a move went unanswered");
-                return told.moved_unheard(uffd, slot);
+                told.moved_unheard(uffd, slot, orders, outcomes)?;
+                return Ok(Moved::Now);
             }
         };
-        let result = reply.results.first().copied();
-        if let Some(result) = result
-            && result.stop == MoveStop::WasShared
-            && let Ok(page) = Span::page_of(order.from.start() + result.moved)
-        {
-            told.was_shared.lock().push(page);
+        for (order, result) in orders.iter().zip(&reply.results) {
+            if result.stop == MoveStop::WasShared
+                && let Ok(page) = Span::page_of(order.from.start() + result.moved)
+            {
+                told.was_shared.lock().push(page);
+            }
+            outcomes.push(Outcome { done: result.moved, stop: stop_of(result.stop) });
         }
-        Ok(Moved::Now(result.map_or(Outcome { done: 0, stop: Some(Stop::Busy) }, |result| Outcome {
-            done: result.moved,
-            stop: stop_of(result.stop),
-        })))
+        Ok(Moved::Now)
     }
 
     fn read_slot(&self, addr: u64, out: &mut [u8]) -> Result<(), MemoryError> {

@@ -339,10 +339,14 @@ impl Memory for Hooked {
         self.inner.slot_area()
     }
 
-    fn move_out(&self, order: Order) -> Result<Moved, MemoryError> {
-        self.hooks.at(Point::Move(order.from));
-        let moved = self.inner.move_out(order);
-        self.hooks.at(Point::Moved(order.from));
+    fn most_orders(&self) -> usize {
+        self.inner.most_orders()
+    }
+
+    fn move_out(&self, orders: &[Order], outcomes: &mut Vec<Outcome>) -> Result<Moved, MemoryError> {
+        orders.iter().for_each(|order| self.hooks.at(Point::Move(order.from)));
+        let moved = self.inner.move_out(orders, outcomes);
+        orders.iter().for_each(|order| self.hooks.at(Point::Moved(order.from)));
         moved
     }
 

@@ -223,10 +223,14 @@ impl Daemon {
         }
     }
 
-    /// How many descriptors and threads it has.
-    fn resources(&self) -> (usize, usize) {
-        let count = |of: &str| fs::read_dir(format!("/proc/{}/{of}", self.child.id())).unwrap().count();
-        (count("fd"), count("task"))
+    /// What its descriptors are, and how many threads it has.
+    fn resources(&self) -> (Vec<String>, usize) {
+        let entries = |of: &str| fs::read_dir(format!("/proc/{}/{of}", self.child.id())).unwrap();
+        // One that was closed since it was listed is none.
+        let open = entries("fd").filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+        let mut open: Vec<String> = open.map(|of| of.display().to_string()).collect();
+        open.sort_unstable();
+        (open, entries("task").count())
     }
 
     /// Its private memory.

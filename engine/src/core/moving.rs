@@ -1,6 +1,6 @@
 //! Moving a region's pages out, and what comes of it.
 
-use super::index::{Generation, PageIndex, SlotId, SlotPage};
+use super::index::{Generation, PageIndex, SlotPage};
 use super::page::{Flags, PageState};
 use super::shard::{Kept, Lost, Piece, Shard};
 use super::transition::Transition;
@@ -8,13 +8,13 @@ use userswap_store::Handle;
 
 impl Shard {
     /// Marks the first run of at most `most` pages in `from..to` that may move out and are `resident`, for the slot's
-    /// pages from offset 0 on. `resident(page)` says what the kernel's page table says.
+    /// pages from `at` on. `resident(page)` says what the kernel's page table says.
     pub fn plan_move(
         &mut self,
         from: PageIndex,
         to: PageIndex,
         most: u32,
-        slot: SlotId,
+        at: SlotPage,
         resident: &dyn Fn(PageIndex) -> bool,
     ) -> Option<Piece> {
         // Zero isn't movable: the page its owner is removing may still be there, and must not be kept.
@@ -29,7 +29,8 @@ impl Shard {
         let pages = (1..most).find(|&n| !movable(self, first.plus(n))).unwrap_or(most);
         for offset in 0..pages {
             self.counts.hit(Transition::MoveOrdered);
-            self.set(first.plus(offset), PageState::Moving(SlotPage { slot, offset }));
+            let at = SlotPage { slot: at.slot, offset: at.offset + offset };
+            self.set(first.plus(offset), PageState::Moving(at));
         }
         Some(Piece { first, pages, addr })
     }

@@ -120,7 +120,8 @@ impl Inline {
                 let mut state = self.state.lock(blocked);
                 let present = |page: PageIndex| work.present[(page.0 - base) as usize];
                 let (first, end) = (PageIndex(from), PageIndex(to));
-                let planned = state.shard.plan_move(first, end, to - from, SlotId(slot), &present);
+                let at = SlotPage { slot: SlotId(slot), offset: 0 };
+                let planned = state.shard.plan_move(first, end, to - from, at, &present);
                 if planned.is_none() {
                     state.free.push(slot);
                 }

@@ -30,6 +30,9 @@ impl LocalReach {
     }
 }
 
+/// Faults wait while a slot is moved into.
+const MOST_ORDERS: usize = 32;
+
 // SAFETY: a `LocalReach` is handed only address spaces whose managed ranges are a `PagedRegion`'s own mapping, or ranges for
 // which the caller of an unsafe function vouched.
 unsafe impl Reach for LocalReach {
@@ -41,16 +44,22 @@ unsafe impl Reach for LocalReach {
         self.staging.as_ref().map(Mapping::span)
     }
 
-    fn move_out(&self, uffd: &Uffd, order: Order) -> Result<Moved, MemoryError> {
-        let slot = Span::new(order.to, order.from.len()).map_err(|error| MemoryError::Refused {
-            doing: "moving to",
-            span: order.from,
-            reason: error.to_string(),
-        })?;
+    fn most_orders(&self) -> usize {
+        MOST_ORDERS
+    }
+
+    fn move_out(
+        &self,
+        uffd: &Uffd,
+        orders: &[Order],
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<Moved, MemoryError> {
+        let slot = Order::destination(orders)?;
         // SAFETY: needed because missing pages of the slot would be ours to fill; it is our own staging area.
         unsafe { uffd.register(slot, RegisterMode::MISSING) }
             .map_err(|error| refused("registering", slot, error))?;
-        Ok(Moved::Now(move_pages(uffd, order)))
+        outcomes.extend(orders.iter().map(|order| move_pages(uffd, *order)));
+        Ok(Moved::Now)
     }
 
     fn read_slot(&self, addr: u64, out: &mut [u8]) -> Result<(), MemoryError> {

@@ -97,8 +97,9 @@ impl Space {
     fn apply_remap(&self, from: u64, to: u64, len: u64, directory: &mut Directory, lost: &mut Lost) {
         let ordered = self.names.lock().filling_at(to);
         if let Some((_, standing)) = ordered {
-            let generation = || self.next_generation();
-            standing.region.lock().moved(standing.first, standing.pages, generation, lost);
+            for run in &standing.runs {
+                run.region.lock().moved(run.first, run.pages, || self.next_generation(), lost);
+            }
             // The move registered the slot too, and who reads a hole in it would wait for us.
             if let Err(error) = self.memory.settle_slot(standing.slot.span()) {
                 tracing::warn!(%error, "a slot stays registered");
@@ -160,11 +161,15 @@ impl Space {
         }
         // The names were given before the child's regions existed.
         for id in imported.values() {
-            if let Some(standing) = names.get_mut(*id)
-                && let Some(region) = regions.get(&Arc::as_ptr(&standing.region))
-            {
-                standing.region = Arc::clone(region);
-            }
+            let Some(standing) = names.get_mut(*id) else { continue };
+            standing.runs.retain_mut(|run| match regions.get(&Arc::as_ptr(&run.region)) {
+                Some(region) => {
+                    run.region = Arc::clone(region);
+                    true
+                }
+                // None of its pages was here any more.
+                None => false,
+            });
         }
         let space = Self::build(
             memory,

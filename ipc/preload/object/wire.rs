@@ -8,7 +8,7 @@
 pub(crate) const MAX_MESSAGE: usize = 64 * 1024;
 
 /// The most ranges in a `Move`.
-pub(crate) const MAX_MOVES: usize = 512;
+pub(crate) const MAX_MOVES: usize = 64;
 
 /// Bytes of the longest message sent: the results of a `Move` of that many ranges.
 pub(crate) const MAX_SENT: usize = 32 + 24 + 8 + 32 * MAX_MOVES;

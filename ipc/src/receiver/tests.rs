@@ -119,8 +119,11 @@ fn only_what_was_set_aside_is_dropped() {
 fn each_mover_has_its_own_destination() {
     let (mut receiver, notes, _) = receiver();
     let mut give = |mover, dest| {
-        let moves = vec![MoveRange { src: PROGRAM, len: 0x1000, dest }];
-        receiver.move_ranges(&Move { epoch: Epoch(0), mover, moves }).unwrap().results
+        let range = MoveRange { src: PROGRAM, len: 0x1000, dest };
+        let mut results = [MoveResult { moved: 0, stop: MoveStop::None }; MAX_MOVES];
+        let status = receiver.move_ranges(Epoch(0), mover, &[range], &mut results).unwrap();
+        assert_eq!(status, MoveStatus::Done);
+        [results[0]]
     };
     let refused = [MoveResult { moved: 0, stop: MoveStop::Refused }];
     let done = [MoveResult { moved: 0x1000, stop: MoveStop::None }];

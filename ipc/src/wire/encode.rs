@@ -8,9 +8,35 @@ use crate::contract::{CallKind, MemoryRegion, Method};
 use crate::extension::Code;
 
 /// A message being written.
-pub(crate) struct Encoder<H> {
-    bytes: Vec<u8>,
+pub(crate) struct Encoder<H, R = Vec<u8>> {
+    bytes: R,
     handles: Vec<H>,
+}
+
+/// Where a message's bytes are put.
+pub(crate) trait Room {
+    /// What was put there.
+    fn bytes(&mut self) -> &mut [u8];
+
+    /// How many bytes that is.
+    fn len(&self) -> usize;
+
+    /// Appends zeros up to this length. There is room for any message it is used for.
+    fn grow(&mut self, len: usize);
+}
+
+impl Room for Vec<u8> {
+    fn bytes(&mut self) -> &mut [u8] {
+        self
+    }
+
+    fn len(&self) -> usize {
+        self.len()
+    }
+
+    fn grow(&mut self, len: usize) {
+        self.resize(len, 0);
+    }
 }
 
 /// Where a struct's fields begin in the message.
@@ -21,20 +47,38 @@ impl<H> Encoder<H> {
     /// Begins a call of `method`, with a request id if it is one that is answered.
     pub(crate) fn call(method: Method, request: RequestId) -> Self {
         match method.kind {
-            CallKind::OneWay => Self::begin(method, 0, None),
-            CallKind::Answered => Self::begin(method, FLAG_EXPECTS_RESPONSE, Some(request)),
-            CallKind::Sync => Self::begin(method, FLAG_EXPECTS_RESPONSE | FLAG_IS_SYNC, Some(request)),
+            CallKind::OneWay => Self::begin(room(), method, 0, None),
+            CallKind::Answered => Self::begin(room(), method, FLAG_EXPECTS_RESPONSE, Some(request)),
+            CallKind::Sync => {
+                Self::begin(room(), method, FLAG_EXPECTS_RESPONSE | FLAG_IS_SYNC, Some(request))
+            }
         }
     }
 
     /// Begins the answer to a call of `method`.
     pub(crate) fn reply(method: Method, request: RequestId) -> Self {
-        let sync = if method.kind == CallKind::Sync { FLAG_IS_SYNC } else { 0 };
-        Self::begin(method, FLAG_IS_RESPONSE | sync, Some(request))
+        Self::reply_in(room(), method, request)
     }
 
-    fn begin(method: Method, flags: u32, request: Option<RequestId>) -> Self {
-        let mut encoder = Self { bytes: Vec::with_capacity(128), handles: Vec::new() };
+    pub(crate) fn finish(self) -> (Vec<u8>, Vec<H>) {
+        (self.bytes, self.handles)
+    }
+}
+
+/// Room for most messages.
+fn room() -> Vec<u8> {
+    Vec::with_capacity(128)
+}
+
+impl<H, R: Room> Encoder<H, R> {
+    /// Begins the answer to a call of `method`, in this room.
+    pub(crate) fn reply_in(room: R, method: Method, request: RequestId) -> Self {
+        let sync = if method.kind == CallKind::Sync { FLAG_IS_SYNC } else { 0 };
+        Self::begin(room, method, FLAG_IS_RESPONSE | sync, Some(request))
+    }
+
+    fn begin(room: R, method: Method, flags: u32, request: Option<RequestId>) -> Self {
+        let mut encoder = Self { bytes: room, handles: Vec::new() };
         let (size, version) = if request.is_some() { (HEADER_V1, 1) } else { (HEADER_V0, 0) };
         let header = encoder.object(size, version);
         encoder.u32(header, 0, method.interface.0);
@@ -59,25 +103,25 @@ impl<H> Encoder<H> {
     /// Appends an object: its size, its second word, and zeros.
     fn object(&mut self, size: usize, second: u32) -> Fields {
         let at = self.bytes.len();
-        self.bytes.resize(at + size.next_multiple_of(8), 0);
-        self.bytes[at..at + 4].copy_from_slice(&count(size).to_le_bytes());
-        self.bytes[at + 4..at + 8].copy_from_slice(&second.to_le_bytes());
+        self.bytes.grow(at + size.next_multiple_of(8));
+        self.bytes.bytes()[at..at + 4].copy_from_slice(&count(size).to_le_bytes());
+        self.bytes.bytes()[at + 4..at + 8].copy_from_slice(&second.to_le_bytes());
         Fields(at + STRUCT_HEADER)
     }
 
     pub(crate) fn u32(&mut self, fields: Fields, offset: usize, value: u32) {
         let at = fields.0 + offset;
-        self.bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        self.bytes.bytes()[at..at + 4].copy_from_slice(&value.to_le_bytes());
     }
 
     pub(crate) fn i32(&mut self, fields: Fields, offset: usize, value: i32) {
         let at = fields.0 + offset;
-        self.bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        self.bytes.bytes()[at..at + 4].copy_from_slice(&value.to_le_bytes());
     }
 
     pub(crate) fn u64(&mut self, fields: Fields, offset: usize, value: u64) {
         let at = fields.0 + offset;
-        self.bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        self.bytes.bytes()[at..at + 8].copy_from_slice(&value.to_le_bytes());
     }
 
     pub(crate) fn code<C: Code>(&mut self, fields: Fields, offset: usize, value: C) {
@@ -116,10 +160,6 @@ impl<H> Encoder<H> {
         for (index, region) in regions.iter().enumerate() {
             self.region(pointers, index * 8, *region);
         }
-    }
-
-    pub(crate) fn finish(self) -> (Vec<u8>, Vec<H>) {
-        (self.bytes, self.handles)
     }
 }
 

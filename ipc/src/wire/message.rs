@@ -1,7 +1,7 @@
 //! Which messages there are, and which fields each of them has where.
 
 use super::decode::{Decoder, Header};
-use super::encode::Encoder;
+use super::encode::{Encoder, Room};
 use super::{MAX_REGIONS, ValidationError};
 use crate::contract::{
     Contract, GetPartitionAllocSuperPagesUsed, MapArea, MemoryRegion, Method, MovePtesLeavingMapping,
@@ -9,7 +9,7 @@ use crate::contract::{
 };
 use crate::extension::{
     Agent, AgentReply, Code, Drop, Epoch, Exclude, Hello, HelloReply, Hint, MAX_DROPS, MAX_MOVES, MAX_OURS,
-    Move, MoveRange, MoveReply, MoveResult, Retire, Staging, Unshare,
+    Move, MoveRange, MoveReply, MoveResult, MoveStatus, Mover, Retire, Staging, Unshare,
 };
 
 /// Names a call so that its reply can be told. The caller's choice; never 0 in a call that is answered.
@@ -162,7 +162,9 @@ impl<H> WireMessage<H> for ToDaemon<H> {
                 encoder.code(at, 0, retire.why);
                 encoder
             }
-            Self::Moved(reply) => encode_moved(request, &reply),
+            Self::Moved(reply) => {
+                encode_moved(Encoder::reply(Method::MOVE, request), reply.status, &reply.results)
+            }
             Self::Dropped => empty_reply(Method::DROP, request),
             Self::Unshared => empty_reply(Method::UNSHARE, request),
         };
@@ -487,26 +489,38 @@ fn encode_move<H>(request: RequestId, order: &Move) -> Encoder<H> {
     encoder
 }
 
-fn decode_move<H>(d: &mut Decoder<'_, H>) -> Result<Move, ValidationError> {
+/// Gives the ranges to `take` one by one, and how many they were.
+pub(super) fn decode_moves<H>(
+    d: &mut Decoder<'_, H>,
+    mut take: impl FnMut(MoveRange),
+) -> Result<(Epoch, Mover, usize), ValidationError> {
     let at = d.parameters(24)?;
     let (epoch, mover) = (Epoch(d.u64(at, 0)), d.code(at, 8)?);
     let (pointers, count) = d.pointers(at, 16, MAX_MOVES)?;
-    let mut moves = Vec::with_capacity(count);
     for index in 0..count {
         let at = d.pointee(pointers, index * 8, 24)?;
-        moves.push(MoveRange { src: d.u64(at, 0), len: d.u64(at, 8), dest: d.u64(at, 16) });
+        take(MoveRange { src: d.u64(at, 0), len: d.u64(at, 8), dest: d.u64(at, 16) });
     }
+    Ok((epoch, mover, count))
+}
+
+fn decode_move<H>(d: &mut Decoder<'_, H>) -> Result<Move, ValidationError> {
+    let mut moves = Vec::new();
+    let (epoch, mover, _) = decode_moves(d, |range| moves.push(range))?;
     Ok(Move { epoch, mover, moves })
 }
 
 /// `u32 and a gap of 4 · pointer`, and for each result `u64 · u32 and a gap of 4`
-fn encode_moved<H>(request: RequestId, reply: &MoveReply) -> Encoder<H> {
-    let mut encoder = Encoder::reply(Method::MOVE, request);
+pub(super) fn encode_moved<H, R: Room>(
+    mut encoder: Encoder<H, R>,
+    status: MoveStatus,
+    results: &[MoveResult],
+) -> Encoder<H, R> {
     let at = encoder.structure(16);
-    encoder.code(at, 0, reply.status);
+    encoder.code(at, 0, status);
     encoder.point(at, 8);
-    let pointers = encoder.array(reply.results.len(), 8);
-    for (index, result) in reply.results.iter().enumerate() {
+    let pointers = encoder.array(results.len(), 8);
+    for (index, result) in results.iter().enumerate() {
         encoder.point(pointers, index * 8);
         let at = encoder.structure(16);
         encoder.u64(at, 0, result.moved);

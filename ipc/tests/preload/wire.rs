@@ -109,7 +109,7 @@ pub(crate) fn received() -> Option<String> {
     read(ToClient::Transferred, &equals(Message::Transferred));
     read(ToClient::Excluded, &equals(Message::Excluded));
     read(ToClient::Retired, &equals(Message::Retired));
-    for count in [0, 1, 512] {
+    for count in [0, 1, object::MAX_MOVES as u64] {
         let areas: Vec<MemoryRegion> =
             (1..=count).map(|n| MemoryRegion::new(n * 0x1000, n * 0x2000)).collect();
         let moves =

@@ -258,23 +258,31 @@ impl Memory for SimMemory {
         !self.machine.lock().procs[self.proc].alive
     }
 
-    fn move_out(&self, order: Order) -> Result<Moved, MemoryError> {
+    fn most_orders(&self) -> usize {
+        if self.machine.lock().setup.ordered { 1 } else { 3 }
+    }
+
+    fn move_out(&self, orders: &[Order], outcomes: &mut Vec<Outcome>) -> Result<Moved, MemoryError> {
         let machine = &mut *self.machine.lock();
         if !machine.procs[self.proc].alive {
             return Err(MemoryError::Gone);
         }
         if machine.setup.ordered {
-            machine.procs[self.proc].orders.push_back(order);
+            machine.procs[self.proc].orders.extend(orders);
             return Ok(Moved::Ordered);
         }
-        let (from, pages) = Self::pages(order.from);
-        let to = page_at(order.to);
+        let (to, pages) = Self::pages(Order::destination(orders)?);
         for page in to..to + pages {
             machine.entry(self.proc, page).registered = true;
         }
-        let outcome = move_pages(machine, self.proc, from, to, pages);
-        machine.note(|| format!("MOVE {from}+{pages} of {} to slot page {to}: {outcome:?}", self.proc));
-        Ok(Moved::Now(outcome))
+        for order in orders {
+            let (from, pages) = Self::pages(order.from);
+            let to = page_at(order.to);
+            let outcome = move_pages(machine, self.proc, from, to, pages);
+            machine.note(|| format!("MOVE {from}+{pages} of {} to slot page {to}: {outcome:?}", self.proc));
+            outcomes.push(outcome);
+        }
+        Ok(Moved::Now)
     }
 
     fn settle_slot(&self, slot: Span) -> Result<(), MemoryError> {

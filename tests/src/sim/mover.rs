@@ -5,7 +5,7 @@ use std::sync::Arc;
 use userswap_engine::Space;
 use userswap_engine::core::{PageIndex, PageState, Piece};
 use userswap_engine::directory::{Part, Region};
-use userswap_engine::evict::{Answer, EvictWork, MovedOut, still_there};
+use userswap_engine::evict::{Answer, EvictWork, MovedOut};
 use userswap_engine::memory::Fault;
 use userswap_engine::slots::Phase;
 
@@ -15,6 +15,7 @@ pub struct Mover {
     server: Server,
     region: Option<Arc<Region>>,
     piece: Piece,
+    /// How far bringing back has come.
     from: PageIndex,
     keep_standing: bool,
     /// The pages that are written make room rather than being the job itself.
@@ -69,7 +70,6 @@ impl Mover {
     /// Begins to move a part out.
     pub fn move_out(&mut self, part: Part, keep_standing: bool) {
         self.piece = part.piece;
-        self.from = part.piece.first;
         self.region = Some(part.region);
         self.keep_standing = keep_standing;
         self.making_room = false;
@@ -94,6 +94,7 @@ impl Mover {
 
     /// Gives the job up: the address space is gone.
     fn give_up(&mut self) {
+        self.work.end_wants();
         self.work.leave_standing();
         self.region = None;
         self.at = At::Nothing;
@@ -104,10 +105,7 @@ impl Mover {
         let mut moved = MovedOut::default();
         match self.at {
             At::Nothing => {}
-            At::Look => match self.work.look(space, self.piece) {
-                Ok(true) => self.at = At::Room,
-                _ => self.give_up(),
-            },
+            At::Look => self.look(space),
             At::Room => {
                 if space.slots().free() > 0 || space.reclaim_slots().is_ok_and(|count| count > 0) {
                     self.at = At::Plan;
@@ -127,12 +125,10 @@ impl Mover {
                 let answer = self.work.answer(space, &mut moved);
                 *gate -= 1;
                 match answer {
-                    Ok(Answer::Moved) => self.moved_to(self.work.end()),
-                    Ok(Answer::Stopped { done }) => self.moved_to(self.first_planned().plus(done + 1)),
-                    Ok(Answer::Divide { done }) => self.moved_to(self.first_planned().plus(done)),
-                    Ok(Answer::Busy { done }) => {
+                    Ok(Answer::Recorded) => self.moved(),
+                    Ok(Answer::Busy) => {
                         self.busy += 1;
-                        self.moved_to(self.first_planned().plus(done));
+                        self.moved();
                     }
                     Ok(Answer::Ordered) => self.at = At::Arrive,
                     Err(_) => self.give_up(),
@@ -141,7 +137,7 @@ impl Mover {
             At::Arrive => {
                 if self.work.phase() != Some(Phase::Filling) {
                     match self.work.arrived(&mut moved) {
-                        Ok(()) => self.moved_to(self.work.end()),
+                        Ok(()) => self.moved(),
                         Err(_) => self.give_up(),
                     }
                 } else if space.memory().is_gone() {
@@ -180,17 +176,22 @@ impl Mover {
         }
     }
 
-    fn plan(&mut self, space: &Space, gate: &mut u32) {
+    fn look(&mut self, space: &Space) {
         let Some(region) = self.region.clone() else { return self.give_up() };
+        self.work.begin();
+        let part = Part { region, piece: self.piece };
+        match self.work.want(space, &part, |_| true) {
+            Ok(()) if self.work.has_wants() => self.at = At::Room,
+            _ => self.give_up(),
+        }
+    }
+
+    fn plan(&mut self, space: &Space, gate: &mut u32) {
         *gate += 1;
-        let to = self.piece.first.plus(self.piece.pages);
         let planned = {
             let directory = space.shared();
-            let goes_on = self.from < to
-                && self.busy < 8
-                && !directory.is_closed()
-                && still_there(&directory, &region, self.piece);
-            goes_on && matches!(self.work.plan(space, &region, self.from, to), Ok(Some(_)))
+            let goes_on = self.work.has_wants() && self.busy < 8 && !directory.is_closed();
+            goes_on && matches!(self.work.plan(space, &directory, u64::MAX), Ok(true))
         };
         if planned {
             self.at = At::Ask;
@@ -201,12 +202,7 @@ impl Mover {
         }
     }
 
-    fn first_planned(&self) -> PageIndex {
-        self.work.planned().first
-    }
-
-    fn moved_to(&mut self, from: PageIndex) {
-        self.from = from;
+    fn moved(&mut self) {
         self.making_room = false;
         if self.keep_standing || self.work.phase() != Some(Phase::Ready) {
             self.work.leave_standing();
