@@ -10,6 +10,9 @@ pub(crate) const MAX_MESSAGE: usize = 64 * 1024;
 /// The most ranges in a `Move`.
 pub(crate) const MAX_MOVES: usize = 64;
 
+/// The most areas in a `Drop` or an `Unshare`.
+pub(crate) const MAX_DROPS: usize = 512;
+
 /// Bytes of the longest message sent: the results of a `Move` of that many ranges.
 pub(crate) const MAX_SENT: usize = 32 + 24 + 8 + 32 * MAX_MOVES;
 
@@ -300,15 +303,15 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<(u64, Message<'_>)> {
         (CLIENT, 5, 2, 8) => reader.ends(40, Message::Retired),
         (DAEMON, 0, 1, 32) => {
             let (mover, _) = reader.pair(48)?;
-            let ranges = reader.elements(56, 64, 32)?;
+            let ranges = reader.elements(56, 64, 32, MAX_MOVES)?;
             Some(Message::Move { mover, ranges })
         }
         (DAEMON, 1, 1, 24) => {
             let (how, _) = reader.pair(48)?;
-            let areas = reader.elements(40, 56, 24)?;
+            let areas = reader.elements(40, 56, 24, MAX_DROPS)?;
             Some(Message::Drop { how, areas })
         }
-        (DAEMON, 2, 1, 16) => Some(Message::Unshare { areas: reader.elements(40, 48, 24)? }),
+        (DAEMON, 2, 1, 16) => Some(Message::Unshare { areas: reader.elements(40, 48, 24, MAX_DROPS)? }),
         _ => None,
     };
     message.filter(|_| request != 0).map(|message| (request, message))
@@ -362,14 +365,14 @@ impl<'a> Reader<'a> {
         (self.0.len() == at).then_some(message)
     }
 
-    /// The array at `at`, behind the pointer at `pointer`, of structs of `size` bytes; it ends the message.
-    fn elements(self, pointer: usize, at: usize, size: usize) -> Option<Elements<'a>> {
+    /// The array at `at`, behind the pointer at `pointer`, of at most `most` structs of `size` bytes; it ends the message.
+    fn elements(self, pointer: usize, at: usize, size: usize, most: usize) -> Option<Elements<'a>> {
         if self.word(pointer)? != (at - pointer) as u64 {
             return None;
         }
         let (bytes, count) = self.pair(at)?;
         let count = count as usize;
-        if count > MAX_MOVES || bytes as usize != 8 + 8 * count {
+        if count > most || bytes as usize != 8 + 8 * count {
             return None;
         }
         let first = at + 8 + 8 * count;
