@@ -1,12 +1,15 @@
 //! One mover's buffers, and the steps it goes: what is to move, the order, the record, the write, the commit.
 
 use super::{EvictError, MovedOut, ORDER_PATIENCE, piece_span, still_there, watched};
-use crate::core::{Generation, Kept, Lost, PageIndex, PageState, Piece, SlotId, SlotPage, Transition};
+use crate::core::{
+    Generation, Kept, Lost, PageIndex, PageState, Piece, RegionId, SlotId, SlotPage, Transition,
+};
 use crate::directory::{Directory, Part, Region};
 use crate::memory::{MemoryError, Moved, Order};
 use crate::slots::{Phase, Run, Standing};
 use crate::space::Space;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use userswap_store::{Handle, Page, StoreError};
 use userswap_uffd::{Outcome, Stop, page_bytes, page_size};
@@ -56,6 +59,9 @@ struct Writing {
     generation: Generation,
 }
 
+/// Pages read and compressed together: so that they are in the processor's cache still when they are compressed.
+const TOGETHER: u32 = 16;
+
 /// What came of orders.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Answer {
@@ -80,7 +86,7 @@ impl EvictWork {
             orders: Vec::new(),
             outcomes: Vec::new(),
             asked: None,
-            bytes: vec![0; slot_pages as usize * page_size()],
+            bytes: vec![0; TOGETHER as usize * page_size()],
             writing: Vec::with_capacity(slot_pages as usize),
             handles: Vec::with_capacity(slot_pages as usize),
             lost: Lost::default(),
@@ -368,50 +374,63 @@ impl EvictWork {
         if space.names.lock().get(*id).is_none_or(|now| now.serial != standing.serial) {
             self.writing.clear();
         }
-        let Some(last) = self.writing.last() else { return Ok(()) };
+        let mut done = 0;
+        while done < self.writing.len() {
+            let (low, count) = self.read_some(space, done)?;
+            let put = self.put_some(space, &regions, low, done..done + count);
+            if let Err(error) = put {
+                self.writing.truncate(done);
+                return Err(error.into());
+            }
+            done += count;
+        }
+        Ok(())
+    }
+
+    /// Reads the pages being written from one on, as many as can be read together: those from which offset on, and how many. What can't be
+    /// read is left out.
+    fn read_some(&mut self, space: &Space, from: usize) -> Result<(u32, usize), EvictError> {
+        let Some((_, standing)) = &self.standing else { return Ok((0, 0)) };
         let page = page_size();
-        let bytes = &mut self.bytes[..(last.offset + 1) as usize * page];
-        let mut gone = None;
-        let mut from = 0;
-        while let Some(first) = self.writing.get(from) {
-            let count = stretch(&self.writing[from..], &standing.runs);
-            let low = first.offset;
-            let high = self.writing[from + count - 1].offset;
-            let into = &mut bytes[low as usize * page..(high + 1) as usize * page];
-            match standing.slot.read(low, into) {
-                Ok(()) => from += count,
-                Err(error) => {
-                    // The process is gone: what a forked child has of it.
-                    let mut at = 0;
-                    self.writing.retain(|writing| {
-                        let (slot, here) = (&standing.slot, at >= from && at < from + count);
-                        at += 1;
-                        let into = &mut bytes[writing.offset as usize * page..][..page];
-                        !here
-                            || slot.read_in_child(writing.offset, into, space.memory().as_ref(), None).is_ok()
-                    });
-                    from += count - (at - self.writing.len());
-                    gone = Some(error);
-                }
+        let end = from + stretch(&self.writing[from..], &standing.runs);
+        let (low, high) = (self.writing[from].offset, self.writing[end - 1].offset);
+        let bytes = &mut self.bytes[..(high - low + 1) as usize * page];
+        let Err(gone) = standing.slot.read(low, bytes) else { return Ok((low, end - from)) };
+        // The process is gone: what a forked child has of it.
+        let mut kept = from;
+        for at in from..end {
+            let writing = self.writing[at];
+            let into = &mut bytes[(writing.offset - low) as usize * page..][..page];
+            if standing.slot.read_in_child(writing.offset, into, space.memory().as_ref(), None).is_ok() {
+                self.writing[kept] = writing;
+                kept += 1;
             }
         }
-        if let Some(gone) = gone.filter(|_| self.writing.is_empty()) {
-            return Err(gone.into());
-        }
-        let pages: Vec<Page<'_>> = self
-            .writing
+        self.writing.drain(kept..end);
+        if self.writing.is_empty() { Err(gone.into()) } else { Ok((low, kept - from)) }
+    }
+
+    /// Puts pages into the store that were read, those from offset `low` on.
+    fn put_some(
+        &mut self,
+        space: &Space,
+        regions: &[RegionId],
+        low: u32,
+        which: Range<usize>,
+    ) -> Result<(), StoreError> {
+        let Some((_, standing)) = &self.standing else { return Ok(()) };
+        let page = page_size();
+        let pages: Vec<Page<'_>> = self.writing[which.clone()]
             .iter()
             .map(|writing| {
                 let run = &standing.runs[writing.run];
                 let at = run.first.plus(writing.offset - run.offset);
                 let key = space.key(regions[writing.run], at, writing.generation);
-                Page { key, bytes: &bytes[writing.offset as usize * page..][..page] }
+                Page { key, bytes: &self.bytes[(writing.offset - low) as usize * page..][..page] }
             })
             .collect();
-        self.handles.resize(pages.len(), None);
-        let put = space.store().put(&pages, &mut self.handles);
-        put.inspect_err(|_: &StoreError| self.writing.clear())?;
-        Ok(())
+        self.handles.resize(which.end, None);
+        space.store().put(&pages, &mut self.handles[which])
     }
 
     /// Makes the written objects the pages, where these still stand as they did. Gate held shared. The slot is let go.
@@ -456,13 +475,14 @@ fn count(tally: &mut [u64], lot: usize, pages: u32) {
     }
 }
 
-/// How many of these pages, from the first on, can be read at once: what lies between them stood in the slot, too. Behind the last page of a run that
-/// is to be written there may be others that never moved.
+/// How many of these pages, from the first on, can be read together: what lies between them stood in the slot, too. Behind the last page of a run
+/// that is to be written there may be others that never moved.
 fn stretch(writing: &[Writing], runs: &[Run]) -> usize {
+    let Some(first) = writing.first() else { return 0 };
     let goes_on = |pair: &[Writing]| {
-        pair[0].run == pair[1].run
-            || (pair[0].offset + 1 == runs[pair[0].run].end() && pair[1].offset == runs[pair[1].run].offset)
-                && pair[0].run + 1 == pair[1].run
+        let (one, next) = (pair[0], pair[1]);
+        let whole = one.offset + 1 == runs[one.run].end() && next.offset == runs[next.run].offset;
+        next.offset - first.offset < TOGETHER && (one.run == next.run || (one.run + 1 == next.run && whole))
     };
     writing.windows(2).take_while(|pair| goes_on(pair)).count() + 1
 }
