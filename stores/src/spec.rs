@@ -4,11 +4,14 @@
 //! spec    = *( layer "+" ) store
 //! layer   = name [ options ]                        around what stands behind the +
 //! store   = kind [ ":" what ] [ options ]
+//!         | "zram" [ options ] [ ":" spec ]       behind the colon: where pages are written back to
 //!         | "tier" [ options ] ":" spec 1*( ">" spec )
 //! options = "?" option *( "&" option )
 //! option  = key "=" value
 //! size    = digits [ "K" | "M" | "G" | "T" ]        binary: 64M is 67108864 bytes
 //! time    = digits ( "us" | "ms" | "s" | "m" )
+//! kinds   = kind *( "," kind ), or all, or none
+//! kind    = "idle" | "huge" | "huge_idle" | "incompressible"
 //! share   = a number from 0 to 1, such as 0.01
 //! path    = text, with %XX for a byte that would mean something here: ? & > %
 //! ```
@@ -18,7 +21,22 @@
 //! | `ram:zstd` | `level=N` from −7 to 19 (default −1), `dict=SIZE` from 1K to 1M (default 15K) or `dict=off`, `dense=N` from −7 to 19 (default 6) or `dense=off`, `capacity=SIZE` |
 //! | `file:PATH` | `size=SIZE` (default 1G for a file, all of a block device; 0: no limit), `reserve=SIZE` of the file system left free (default 128M; 0: none), `compress=lz4`, `zstd` or `off` (default lz4), `encrypt=on` or `off` (default on), `direct=on` or `off` (default on: past the page cache where the file system can), `overwrite=on` or `off` (default off) |
 //! | `plugin:PATH` | `capacity=SIZE`; all others are the plug-in's, and go to it as they are written |
+//! | `zram`, `zram:SPEC` | see below |
 //! | `tier:SPEC>SPEC…` | `age=TIME` after which an untouched page goes down (default 60s), `rate=SIZE` a second at most that goes down (default 64M; 0: no limit) |
+//!
+//! | `zram` option | default | |
+//! |---|---|---|
+//! | `algo=lz4`, `zstd` | lz4 | how pages come |
+//! | `level=N` from −7 to 19 | −1 | with `algo=zstd`: zstd's level |
+//! | `dense=N` from −7 to 19, or `off` | 6 | the zstd level of recompression |
+//! | `dict=SIZE` from 1K to 1M, or `off` | 15K | a dictionary for owners of many pages, to recompress with |
+//! | `recompress=KINDS` | idle | what is recompressed |
+//! | `threshold=SIZE` | 0 | of this only what takes so many bytes or more |
+//! | `idle=TIME` | 60s | untouched for so long is idle, for recompression |
+//! | `writeback=KINDS` | idle,incompressible | what goes to the store behind the colon |
+//! | `writeback_idle=TIME` | 10m | untouched for so long is idle, for writeback |
+//! | `writeback_limit=SIZE` | 0: none | bytes of pages written back a day, at most |
+//! | `mem_limit=SIZE` | 0: none | the most memory to hold, beside what the store behind the colon holds |
 //!
 //! | layer | options |
 //! |---|---|
@@ -36,6 +54,7 @@
 //! ram:zstd?level=3&dict=8K
 //! file:/var/tmp?size=4G&compress=zstd
 //! checked+chaos?corruption=0.01&seed=7+ram:lz4
+//! zram?recompress=idle,huge&threshold=1K&writeback_limit=400M&mem_limit=1G:file:/var/tmp?size=4G
 //! plugin:/usr/lib/userswap/mine.so?capacity=1G&speed=11
 //! tier?age=30s:ram:lz4?capacity=64M>ram:zstd?capacity=256M>file:/var/tmp
 //! ```
@@ -45,6 +64,7 @@ mod parse;
 #[cfg(test)]
 mod tests;
 mod text;
+mod zram;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -52,6 +72,7 @@ use std::sync::Arc;
 use userswap_store::{Store, StoreError};
 
 pub use parse::parse;
+pub use zram::{Kinds, ZramSpec};
 
 use crate::layers::{Chaos, Checked, Metered, Mischief};
 use crate::tier::{Settings, Tier};
@@ -96,6 +117,8 @@ pub enum Spec {
     },
     /// `file:`
     File(FileSpec),
+    /// `zram`
+    Zram(Box<ZramSpec>),
     /// `plugin:`
     Plugin {
         /// The shared library.
@@ -209,6 +232,7 @@ impl Spec {
                 *capacity = Some(bytes);
             }
             Self::File(file) => file.size = Some(Some(bytes)),
+            Self::Zram(zram) => zram.mem_limit = Some(bytes),
             Self::Tier { .. } => {}
             Self::Layered { inside, .. } => {
                 let within = std::mem::replace(&mut **inside, Self::RamLz4 { capacity: None });
@@ -234,6 +258,8 @@ impl Spec {
             Self::RamZstd { level, dictionary, dense, capacity } => {
                 ram(crate::ram::Codec::Zstd { level }, dictionary, dense, capacity, page_size)
             }
+            #[cfg(feature = "ram")]
+            Self::Zram(spec) => Ok(Arc::new(crate::zram::Zram::open(*spec, page_size)?)),
             #[cfg(feature = "file")]
             Self::File(spec) => Ok(Arc::new(crate::file::File::open(&spec, page_size)?)),
             #[cfg(feature = "plugin")]

@@ -13,7 +13,7 @@ mod sink;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use userswap_store::{
@@ -22,6 +22,7 @@ use userswap_store::{
 };
 
 use crate::calls::Calls;
+use crate::clock::{self, Clock};
 use crate::slab::Table;
 use sink::Sinking;
 
@@ -39,9 +40,6 @@ impl Default for Settings {
         Self { age: Duration::from_secs(60), rate: Some(64 << 20) }
     }
 }
-
-/// The time since some moment.
-pub type Clock = Box<dyn Fn() -> Duration + Send + Sync>;
 
 /// A stack of stores.
 pub struct Tier {
@@ -84,8 +82,7 @@ impl Tier {
     /// # Errors
     /// [`Unsupported`](StoreError::Unsupported) if there are none, more than 255, or their pages differ in size.
     pub fn new(stores: Vec<Arc<dyn Store>>, settings: Settings) -> Result<Self, StoreError> {
-        let start = Instant::now();
-        Self::with_clock(stores, settings, Box::new(move || start.elapsed()))
+        Self::with_clock(stores, settings, clock::from_now())
     }
 
     /// The same, by this clock.
@@ -142,7 +139,7 @@ impl Tier {
     }
 
     fn second(&self) -> u32 {
-        u32::try_from((self.clock)().as_secs()).unwrap_or(u32::MAX)
+        clock::second((self.clock)())
     }
 
     /// Puts a batch into the first of the tiers from `from` on that takes it; which one.

@@ -56,7 +56,7 @@ mod over_a_file {
 fn stack(stores: Vec<Arc<dyn Store>>, settings: Settings) -> (Arc<AtomicU64>, Tier) {
     let clock = Arc::new(AtomicU64::new(0));
     let its = Arc::clone(&clock);
-    let now = Box::new(move || Duration::from_secs(its.load(Ordering::Relaxed)));
+    let now = Arc::new(move || Duration::from_secs(its.load(Ordering::Relaxed)));
     (clock, Tier::with_clock(stores, settings, now).unwrap())
 }
 

@@ -18,7 +18,7 @@ use map::Mapping;
 pub(crate) use slab::{GRANULE, MAX_ARENA, SLAB_FRAMES, Slab, Slot, TAG_LIMIT};
 
 const MAGIC: [u8; 8] = *b"uswaparn";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const SUPERBLOCK: u64 = 4096;
 /// Memory comes from the kernel in these.
 const KERNEL_PAGE: usize = 4096;
