@@ -493,6 +493,16 @@ impl Store for Ram {
         stats
     }
 
+    fn stored_len(&self, handle: Handle) -> Option<usize> {
+        match named(handle)? {
+            Named::Filled { .. } => Some(0),
+            Named::Entry(id) => {
+                let shard = self.index.look(id)?;
+                shard.slot(id).map(|slot| object::stored_len(self.pool.bytes(slot)).0)
+            }
+        }
+    }
+
     fn figures(&self, tell: &mut dyn FnMut(&str, u64)) {
         if self.dense.is_some() {
             tell("recompressed_pages", self.recompressed.get());

@@ -22,7 +22,7 @@
 //! | `file:PATH` | `size=SIZE` (default 1G for a file, all of a block device; 0: no limit), `reserve=SIZE` of the file system left free (default 128M; 0: none), `compress=lz4`, `zstd` or `off` (default lz4), `encrypt=on` or `off` (default on), `direct=on` or `off` (default on: past the page cache where the file system can), `overwrite=on` or `off` (default off) |
 //! | `plugin:PATH` | `capacity=SIZE`; all others are the plug-in's, and go to it as they are written |
 //! | `zram`, `zram:SPEC` | see below |
-//! | `tier:SPEC>SPEC…` | `age=TIME` after which an untouched page goes down (default 60s), `rate=SIZE` a second at most that goes down (default 64M; 0: no limit) |
+//! | `tier:SPEC>SPEC…` | `age=TIME` after which an untouched page goes down (default 60s), `rate=SIZE` a second at most that goes down (default 64M; 0: no limit), `admit=SHARE` of a page: what takes more in a tier is put into the next (default 0.9; 1: anything stays) |
 //!
 //! | `zram` option | default | |
 //! |---|---|---|

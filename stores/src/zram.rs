@@ -302,6 +302,10 @@ impl Store for Zram {
         self.ram.stats()
     }
 
+    fn stored_len(&self, handle: Handle) -> Option<usize> {
+        self.ram.stored_len(handle)
+    }
+
     fn figures(&self, tell: &mut dyn FnMut(&str, u64)) {
         for (name, figure) in self.mm_stat().columns() {
             tell(name, figure);

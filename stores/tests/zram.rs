@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use userswap_store::testkit::{Ask, Reference, fetch_and_wait};
-use userswap_store::{Budget, Fetch, Handle, Page, Store, StoreError, Waiter, Wanted};
+use userswap_store::{Budget, Fetch, Handle, Store, StoreError, Waiter, Wanted};
 use userswap_stores::spec::{Spec, parse};
 use userswap_stores::zram::Zram;
 
-use pages::{key, page, put};
+use pages::{key, page, put, put_page};
 
 /// What `spec` says, over this store, by a clock that is set by hand, in seconds.
 fn zram(spec: &str, backing: Option<Arc<dyn Store>>) -> (Arc<AtomicU64>, Zram) {
@@ -106,12 +106,6 @@ fn words(number: u64) -> Vec<u8> {
 /// Six random bits a byte: nothing for lz4 to find, and a quarter for zstd to save.
 fn letters(number: u64) -> Vec<u8> {
     page(number).iter().map(|byte| 0x40 | byte & 0x3f).collect()
-}
-
-fn put_page(store: &dyn Store, number: u64, bytes: &[u8]) -> Result<Handle, StoreError> {
-    let mut handles = [None];
-    store.put(&[Page { key: key(number), bytes }], &mut handles)?;
-    Ok(handles[0].unwrap())
 }
 
 /// A hundred each of words, letters and noise, from 0, 100 and 200 on.

@@ -77,6 +77,7 @@ fn tier<'a>(text: Text<'a>, rest: &'a str) -> Result<Spec, SpecError> {
     let mut settings = Settings::default();
     settings.age = options.read("age", duration)?.unwrap_or(settings.age);
     settings.rate = options.read("rate", limit)?.unwrap_or(settings.rate);
+    settings.admit = options.read("admit", share)?.map_or(settings.admit, Some);
     options.end()?;
     let specs: Result<Vec<_>, _> = stores.split('>').map(|spec| layered(text, spec)).collect();
     let stores = specs?;

@@ -57,8 +57,9 @@ fn tiers() {
         parse("ram:zstd?level=3").unwrap(),
         parse("file:/var/tmp?size=4G").unwrap(),
     ];
-    let settings = Settings { age: Duration::from_secs(30), rate: None };
-    let text = "tier?age=30s&rate=0:checked+ram:lz4?capacity=64M>ram:zstd?level=3>file:/var/tmp?size=4G";
+    let settings = Settings { age: Duration::from_secs(30), rate: None, admit: Some(0.75) };
+    let text =
+        "tier?age=30s&rate=0&admit=0.75:checked+ram:lz4?capacity=64M>ram:zstd?level=3>file:/var/tmp?size=4G";
     assert_eq!(parse(text).unwrap(), Spec::Tier { settings, stores });
 }
 
