@@ -39,6 +39,7 @@ pub(crate) mod index;
 mod kinds;
 pub(crate) mod object;
 mod pool;
+mod same;
 mod writeback;
 
 use std::fs::File;
@@ -65,6 +66,7 @@ use index::{Cursor, EntryId, Index, Named, filled_handle, filled_is_of, named};
 pub use kinds::Kinds;
 use object::Form;
 use pool::{Held, NoRoom, Pool, Purpose};
+use same::Same;
 use writeback::Back;
 pub use writeback::Writeback;
 
@@ -110,6 +112,8 @@ pub struct Ram {
     /// How what stays is compressed again.
     dense: Option<Recompress>,
     sweep: Mutex<Sweep>,
+    /// Equal pages are stored once.
+    same: Option<Same>,
     /// Where what stays goes.
     back: Option<Back>,
     clock: Clock,
@@ -121,8 +125,8 @@ pub struct Ram {
 enum Got {
     /// It is in the buffer.
     Ready,
-    /// The other store has it under this name.
-    Elsewhere(Handle),
+    /// The other store has it under this name and key.
+    Elsewhere(Wanted),
 }
 
 /// A put that finds no room has pages written back so many times at most.
@@ -154,6 +158,13 @@ impl Ram {
 
     fn put_one(&self, scratch: &mut Scratch, page: &Page<'_>) -> Result<Handle, NoRoom> {
         let word = filled::repeated_word(page.bytes);
+        let sum = self.same.as_ref().filter(|_| word.is_none());
+        let sum = sum.map(|_| same::sum(page.key.owner, page.bytes));
+        if let Some(sum) = sum
+            && let Some(handle) = self.put_same(scratch, page, sum)?
+        {
+            return Ok(handle);
+        }
         let owner = match word {
             Some(_) => None,
             None => self.dictionaries.owner(page.key.owner, &self.held),
@@ -166,6 +177,9 @@ impl Ram {
         let (handle, form, len) = result?;
         if let Some(owner) = owner.filter(|_| !form.is_raw()) {
             owner.note(handle, page.key, len, &self.held);
+        }
+        if let Some(sum) = sum {
+            self.remember(sum, handle, len);
         }
         Ok(handle)
     }
@@ -288,18 +302,19 @@ impl Ram {
             return Err(not_found);
         }
         self.index.touch(&shard, id);
-        if let Some(handle) = object.elsewhere() {
-            return Ok(Got::Elsewhere(handle));
+        let Some(same) = object.same_as() else { return got(scratch, &shard, &object, out) };
+        drop(shard);
+        // Which are there as long as a page is the same as they.
+        let corrupt = StoreError::Corrupt { key, what: "bytes it has in common with others" };
+        let Some(id) = same::entry(same) else { return Err(corrupt) };
+        let Some(shard) = self.index.look(id) else { return Err(corrupt) };
+        match shard.slot(id).and_then(|slot| object::verified(self.pool.bytes(slot))) {
+            Some(object) if object.key.owner == key.owner => {
+                self.index.touch(&shard, id);
+                got(scratch, &shard, &object, out)
+            }
+            _ => Err(corrupt),
         }
-        let decoded = match object.dictionary() {
-            Some(id) => match shard.dictionary(id) {
-                Some(dictionary) => scratch.decode_with(dictionary.prepared(), object.payload, out),
-                None => Err("dictionary"),
-            },
-            None => scratch.decode(object.form, object.payload, out),
-        };
-        decoded.map_err(|what| StoreError::Corrupt { key, what })?;
-        Ok(Got::Ready)
     }
 
     /// As [`fetch_object`](Self::fetch_object), where it takes no scratch and the lock is to be had at once.
@@ -347,10 +362,11 @@ impl Ram {
         let bytes = self.pool.bytes_mut(slot);
         let (len, form) = object::stored_len(bytes);
         // Only a whole object says for sure which dictionary it needs, or where it is; that of a damaged one stays as long as the store.
-        let needs = form.is_some_and(|form| form.with_dictionary() || form == Form::Elsewhere);
+        let needs =
+            form.is_some_and(|form| form.with_dictionary() || matches!(form, Form::Elsewhere | Form::Same));
         let object = if needs { object::verified(bytes) } else { None };
-        let (dictionary, elsewhere) =
-            object.map_or((None, None), |object| (object.dictionary(), object.elsewhere()));
+        let (dictionary, elsewhere, same) = object
+            .map_or((None, None, None), |object| (object.dictionary(), object.elsewhere(), object.same_as()));
         object::retire(bytes);
         let Some(slot) = shard.remove(id, form, len, undo) else { return false };
         let released = dictionary.and_then(|id| shard.let_go(id));
@@ -361,6 +377,9 @@ impl Ram {
         }
         if let Some(handle) = elsewhere {
             self.free_elsewhere(handle);
+        }
+        if let Some(bytes) = same {
+            self.free_same(bytes);
         }
         true
     }
@@ -417,9 +436,9 @@ impl Store for Ram {
         self.capabilities.check_buffer(out)?;
         match with_scratch(|scratch| self.fetch_one(scratch, handle, key, out))? {
             Got::Ready => Ok(Fetch::Ready),
-            Got::Elsewhere(handle) => {
+            Got::Elsewhere(want) => {
                 let mut results = [Ok(Fetch::Ready)];
-                self.fetch_elsewhere(&[(0, Wanted { handle, key })], out, &mut results, waiter);
+                self.fetch_elsewhere(&[(0, want)], out, &mut results, waiter);
                 let [result] = results;
                 result
             }
@@ -464,8 +483,8 @@ impl Store for Ram {
             let pages = out.chunks_exact_mut(page_size).zip(results.iter_mut());
             for (place, (want, (page, result))) in wanted.iter().zip(pages).enumerate() {
                 let got = self.fetch_one(scratch, want.handle, want.key, page);
-                if let Ok(Got::Elsewhere(handle)) = got {
-                    elsewhere.push((place, Wanted { handle, key: want.key }));
+                if let Ok(Got::Elsewhere(want)) = got {
+                    elsewhere.push((place, want));
                 }
                 *result = got.map(|_| Fetch::Ready);
             }
@@ -504,6 +523,10 @@ impl Store for Ram {
     }
 
     fn figures(&self, tell: &mut dyn FnMut(&str, u64)) {
+        if let Some(same) = &self.same {
+            tell("deduplicated_pages", self.index.counts().same);
+            tell("deduplicated_objects", same.made.get().saturating_sub(same.ended.get()));
+        }
         if self.dense.is_some() {
             tell("recompressed_pages", self.recompressed.get());
         }
@@ -526,10 +549,33 @@ impl Store for Ram {
         };
         let left = add(self.densify(budget));
         let left = add(self.write_back(left));
+        self.forget_gone(self.index.counts().pages);
         let left = add(self.compact(left));
         if let Some(back) = &self.back {
             add(back.settings.store.maintain(left));
         }
         done
     }
+}
+
+/// The page of an object that isn't the same as others, or where it is.
+fn got(
+    scratch: &mut Scratch,
+    shard: &index::Shard,
+    object: &object::Object<'_>,
+    out: &mut [u8],
+) -> Result<Got, StoreError> {
+    let key = object.key;
+    if let Some(handle) = object.elsewhere() {
+        return Ok(Got::Elsewhere(Wanted { handle, key }));
+    }
+    let decoded = match object.dictionary() {
+        Some(id) => match shard.dictionary(id) {
+            Some(dictionary) => scratch.decode_with(dictionary.prepared(), object.payload, out),
+            None => Err("dictionary"),
+        },
+        None => scratch.decode(object.form, object.payload, out),
+    };
+    decoded.map_err(|what| StoreError::Corrupt { key, what })?;
+    Ok(Got::Ready)
 }

@@ -17,8 +17,8 @@
 //! ```
 //! | store | options |
 //! |---|---|
-//! | `ram:lz4` | `capacity=SIZE` |
-//! | `ram:zstd` | `level=N` from −7 to 19 (default −1), `dict=SIZE` from 1K to 1M (default 15K) or `dict=off`, `dense=N` from −7 to 19 (default 6) or `dense=off`, `capacity=SIZE` |
+//! | `ram:lz4` | `dedup=on` or `off` (default off): equal pages of one owner are stored once, `capacity=SIZE` |
+//! | `ram:zstd` | `level=N` from −7 to 19 (default −1), `dict=SIZE` from 1K to 1M (default 15K) or `dict=off`, `dense=N` from −7 to 19 (default 6) or `dense=off`, `dedup=on` or `off` (default off), `capacity=SIZE` |
 //! | `file:PATH` | `size=SIZE` (default 1G for a file, all of a block device; 0: no limit), `reserve=SIZE` of the file system left free (default 128M; 0: none), `compress=lz4`, `zstd` or `off` (default lz4), `encrypt=on` or `off` (default on), `direct=on` or `off` (default on: past the page cache where the file system can), `overwrite=on` or `off` (default off) |
 //! | `plugin:PATH` | `capacity=SIZE`; all others are the plug-in's, and go to it as they are written |
 //! | `zram`, `zram:SPEC` | see below |
@@ -36,6 +36,7 @@
 //! | `writeback=KINDS` | idle,incompressible | what goes to the store behind the colon |
 //! | `writeback_idle=TIME` | 10m | untouched for so long is idle, for writeback |
 //! | `writeback_limit=SIZE` | 0: none | bytes of pages written back a day, at most |
+//! | `dedup=on` or `off` | off | equal pages of one owner are stored once |
 //! | `mem_limit=SIZE` | 0: none | the most memory to hold, beside what the store behind the colon holds |
 //!
 //! | layer | options |
@@ -101,6 +102,8 @@ pub fn open(spec: &str, page_size: usize) -> Result<Arc<dyn Store>, SpecError> {
 pub enum Spec {
     /// `ram:lz4`
     RamLz4 {
+        /// Equal pages of one owner are stored once.
+        dedup: bool,
         /// The most memory to hold, in bytes.
         capacity: Option<u64>,
     },
@@ -112,6 +115,8 @@ pub enum Spec {
         dictionary: Option<usize>,
         /// The level at which what stays is compressed again, `None` to leave it.
         dense: Option<i32>,
+        /// Equal pages of one owner are stored once.
+        dedup: bool,
         /// The most memory to hold, in bytes.
         capacity: Option<u64>,
     },
@@ -228,14 +233,16 @@ impl Spec {
     #[must_use]
     pub fn with_capacity(mut self, bytes: u64) -> Self {
         match &mut self {
-            Self::RamLz4 { capacity } | Self::RamZstd { capacity, .. } | Self::Plugin { capacity, .. } => {
+            Self::RamLz4 { capacity, .. }
+            | Self::RamZstd { capacity, .. }
+            | Self::Plugin { capacity, .. } => {
                 *capacity = Some(bytes);
             }
             Self::File(file) => file.size = Some(Some(bytes)),
             Self::Zram(zram) => zram.mem_limit = Some(bytes),
             Self::Tier { .. } => {}
             Self::Layered { inside, .. } => {
-                let within = std::mem::replace(&mut **inside, Self::RamLz4 { capacity: None });
+                let within = std::mem::replace(&mut **inside, Self::RamLz4 { capacity: None, dedup: false });
                 **inside = within.with_capacity(bytes);
             }
         }
@@ -253,10 +260,16 @@ impl Spec {
     pub fn open(self, page_size: usize) -> Result<Arc<dyn Store>, StoreError> {
         match self {
             #[cfg(feature = "ram-lz4")]
-            Self::RamLz4 { capacity } => ram(crate::ram::Codec::Lz4, None, None, capacity, page_size),
+            Self::RamLz4 { dedup, capacity } => ram(
+                crate::ram::Ram::with_codec(crate::ram::Codec::Lz4).deduplicate(dedup),
+                capacity,
+                page_size,
+            ),
             #[cfg(feature = "ram-zstd")]
-            Self::RamZstd { level, dictionary, dense, capacity } => {
-                ram(crate::ram::Codec::Zstd { level }, dictionary, dense, capacity, page_size)
+            Self::RamZstd { level, dictionary, dense, dedup, capacity } => {
+                let builder = crate::ram::Ram::with_codec(crate::ram::Codec::Zstd { level });
+                let builder = builder.dictionary(dictionary).dense(dense).deduplicate(dedup);
+                ram(builder, capacity, page_size)
             }
             #[cfg(feature = "ram")]
             Self::Zram(spec) => Ok(Arc::new(crate::zram::Zram::open(*spec, page_size)?)),
@@ -301,14 +314,11 @@ fn left_out() -> StoreError {
 
 #[cfg(any(feature = "ram-lz4", feature = "ram-zstd"))]
 fn ram(
-    codec: crate::ram::Codec,
-    dictionary: Option<usize>,
-    dense: Option<i32>,
+    builder: crate::ram::Builder,
     capacity: Option<u64>,
     page_size: usize,
 ) -> Result<Arc<dyn Store>, StoreError> {
-    let builder = crate::ram::Ram::with_codec(codec).page_size(page_size);
-    let mut builder = builder.dictionary(dictionary).dense(dense);
+    let mut builder = builder.page_size(page_size);
     if let Some(bytes) = capacity {
         builder = builder.capacity(bytes);
     }

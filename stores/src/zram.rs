@@ -136,7 +136,11 @@ impl Zram {
             None => "zram".to_owned(),
         };
         let mut builder = Ram::with_codec(spec.codec()?).page_size(page_size).clock(clock);
-        builder = builder.dictionary(spec.dictionary).recompress(recompress).write_back(writeback);
+        builder = builder
+            .deduplicate(spec.dedup)
+            .dictionary(spec.dictionary)
+            .recompress(recompress)
+            .write_back(writeback);
         if let Some(bytes) = spec.mem_limit {
             builder = builder.capacity(bytes);
         }

@@ -13,6 +13,7 @@ use super::dictionaries::{Dictionaries, Settings};
 use super::index::{Cursor, Index};
 use super::object::{self, Form};
 use super::pool::{Held, NoRoom, Pool};
+use super::same::Same;
 use super::writeback::Back;
 use super::{Codec, DICTIONARY_FROM, Ram, Recompress, Writeback};
 use crate::calls::Count;
@@ -30,6 +31,7 @@ pub struct Builder {
     /// `None`: as is usual for the codec.
     dense: Option<Option<Recompress>>,
     writeback: Option<Writeback>,
+    deduplicate: bool,
     clock: Option<Clock>,
 }
 
@@ -54,6 +56,7 @@ impl Builder {
             dictionary_from: DICTIONARY_FROM,
             dense: None,
             writeback: None,
+            deduplicate: false,
             clock: None,
         }
     }
@@ -124,6 +127,14 @@ impl Builder {
         self
     }
 
+    /// Equal pages of one owner are stored once. It costs a look at every byte of a page that is put and some 34 bytes of memory a page; and such a store can't be
+    /// [rebuilt](Self::rebuild).
+    #[must_use]
+    pub fn deduplicate(mut self, yes: bool) -> Self {
+        self.deduplicate = yes;
+        self
+    }
+
     /// Pages grow older by this clock.
     #[must_use]
     pub fn clock(mut self, clock: Clock) -> Self {
@@ -144,7 +155,7 @@ impl Builder {
             }
             None => UNLIMITED_ARENA,
         };
-        let arena = Arena::create(self.page_size, bytes)
+        let arena = Arena::create(self.page_size, bytes, !self.deduplicate)
             .map_err(|source| StoreError::Io { doing: "making an arena", source })?;
         Ok(self.over(arena))
     }
@@ -161,6 +172,7 @@ impl Builder {
         let failed = |source: io::Error| StoreError::Io { doing: "reading an arena", source };
         let (arena, page_size) = Arena::adopt(arena).map_err(failed)?;
         self.page_size = page_size;
+        self.deduplicate = false;
         self.check()?;
         let store = self.over(arena);
         let mut found: Vec<(PageKey, Slot, Form, usize)> = Vec::new();
@@ -188,7 +200,8 @@ impl Builder {
             let needed = object::parse(store.pool.bytes(&slot)).and_then(|(object, _)| object.dictionary());
             let dictionary = needed.and_then(|id| dictionaries.iter().find(|found| found.id() == id));
             // What is elsewhere is gone with the store that had it.
-            let unreadable = form == Form::Elsewhere || form.with_dictionary() && dictionary.is_none();
+            let unreadable = matches!(form, Form::Elsewhere | Form::Same)
+                || form.with_dictionary() && dictionary.is_none();
             if unreadable || handles.last().is_some_and(|(last, _)| *last == key) {
                 store.drop_object(slot);
                 continue;
@@ -216,6 +229,11 @@ impl Builder {
         let dense = self.recompressing().map(|dense| dense.level);
         if ![self.codec.level(), dense].iter().flatten().all(|level| (-7..=19).contains(level)) {
             return Err(StoreError::Unsupported { what: "zstd levels other than -7 to 19" });
+        }
+        if self.deduplicate && self.recoverable {
+            return Err(StoreError::Unsupported {
+                what: "storing equal pages once where they are to be found again",
+            });
         }
         if dense.is_some() && cfg!(not(feature = "ram-zstd")) {
             return Err(StoreError::Unsupported { what: "compressing again, which takes zstd" });
@@ -262,6 +280,10 @@ impl Builder {
             capabilities.integrity = capabilities.integrity.min(there.integrity);
             capabilities.groups_pages = there.groups_pages;
         }
+        if self.deduplicate {
+            capabilities.deduplicates = true;
+            capabilities.durability = Durability::Process;
+        }
         let held = Held::new(self.capacity, self.writeback.is_some() || dense.is_some());
         let (pool, index) = (Pool::new(arena, self.page_size), Index::new(ages));
         held.add((size_of::<Ram>() + pool.overhead() + index.overhead()) as u64);
@@ -282,6 +304,7 @@ impl Builder {
             dictionaries: Dictionaries::new(settings),
             dense,
             sweep: Mutex::default(),
+            same: self.deduplicate.then(Same::default),
             back: self.writeback.map(Back::new),
             clock: self.clock.unwrap_or_else(clock::from_now),
             recompressed: Count::default(),

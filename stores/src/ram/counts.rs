@@ -6,6 +6,7 @@ use userswap_store::Stats;
 
 use super::Ram;
 use super::object::Form;
+use super::same::Same;
 use super::writeback::Back;
 use crate::calls::Count;
 
@@ -17,6 +18,8 @@ pub(crate) struct Counts {
     pub(crate) raw: u64,
     pub(crate) filled: u64,
     pub(crate) elsewhere: u64,
+    /// Pages that are the same as others.
+    pub(crate) same: u64,
     compressed: u64,
     /// Objects that came raw, ever.
     pub(crate) raw_puts: u64,
@@ -32,6 +35,7 @@ impl Counts {
             Form::Raw | Form::DenseRaw => &mut self.raw,
             Form::Filled => &mut self.filled,
             Form::Elsewhere => &mut self.elsewhere,
+            Form::Same => &mut self.same,
             _ => &mut self.compressed,
         }
     }
@@ -71,16 +75,19 @@ impl Ram {
     pub(super) fn own_stats(&self, counts: &Counts) -> Stats {
         let in_handles = self.in_handles.load(Ordering::Relaxed);
         let filled_puts = self.filled_puts.load(Ordering::Relaxed);
+        // Bytes that several pages have in common have an entry of their own.
+        let of_same = |count: fn(&Same) -> &Count| self.same.as_ref().map_or(0, |same| count(same).get());
+        let (made, ended) = (of_same(|same| &same.made), of_same(|same| &same.ended));
         let mut stats = Stats::default();
-        stats.pages = counts.pages + in_handles;
+        stats.pages = (counts.pages + in_handles).saturating_sub(made - ended.min(made));
         stats.raw_bytes = stats.pages * self.capabilities.page_size as u64;
         stats.stored_bytes = counts.stored_bytes + self.dictionaries.stored_bytes();
         stats.memory_bytes = self.held.bytes();
         stats.same_filled_pages = counts.filled + in_handles;
         stats.incompressible_pages = counts.raw;
-        stats.puts = counts.puts + filled_puts;
+        stats.puts = (counts.puts + filled_puts).saturating_sub(made);
         stats.fetches = counts.fetches + self.filled_fetches.load(Ordering::Relaxed);
-        stats.frees = counts.frees + filled_puts.saturating_sub(in_handles);
+        stats.frees = (counts.frees + filled_puts.saturating_sub(in_handles)).saturating_sub(ended);
         stats.full = self.full.load(Ordering::Relaxed);
         stats.fetch_errors = self.fetch_errors.load(Ordering::Relaxed);
         stats.bad_frees = self.bad_frees.load(Ordering::Relaxed);

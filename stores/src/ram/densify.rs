@@ -416,17 +416,27 @@ impl Ram {
     /// The page a handle names, for background work: not counted as fetched.
     fn peek(&self, scratch: &mut Scratch, handle: Handle, key: PageKey, out: &mut [u8]) -> Option<()> {
         let Some(Named::Entry(entry)) = named(handle) else { return None };
+        self.peek_entry(scratch, entry, out).filter(|found| *found == key).map(|_| ())
+    }
+
+    /// The page in an entry, and under which key.
+    pub(super) fn peek_entry(
+        &self,
+        scratch: &mut Scratch,
+        entry: EntryId,
+        out: &mut [u8],
+    ) -> Option<PageKey> {
         let shard = self.index.look(entry)?;
-        let object =
-            object::verified(self.pool.bytes(shard.slot(entry)?)).filter(|object| object.key == key)?;
+        let object = object::verified(self.pool.bytes(shard.slot(entry)?))?;
         match object.dictionary() {
-            Some(id) => scratch.decode_with(shard.dictionary(id)?.prepared(), object.payload, out).ok(),
-            None => scratch.decode(object.form, object.payload, out).ok(),
+            Some(id) => scratch.decode_with(shard.dictionary(id)?.prepared(), object.payload, out).ok()?,
+            None => scratch.decode(object.form, object.payload, out).ok()?,
         }
+        Some(object.key)
     }
 
     /// The handle names no page any more.
-    fn is_gone(&self, handle: Handle) -> bool {
+    pub(super) fn is_gone(&self, handle: Handle) -> bool {
         let Some(Named::Entry(entry)) = named(handle) else { return true };
         self.index.look(entry).is_none_or(|shard| shard.slot(entry).is_none())
     }
@@ -456,6 +466,15 @@ impl Ram {
 }
 
 impl Found {
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What it takes to read it. It is in use.
+    pub(super) fn dictionary(&self) -> Option<&Arc<Dictionary>> {
+        self.old.as_ref()
+    }
+
     fn new_differs(&self) -> bool {
         let id = |dictionary: &Option<Arc<Dictionary>>| dictionary.as_ref().map(|dictionary| dictionary.id());
         id(&self.new) != id(&self.old)

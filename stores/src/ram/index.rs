@@ -201,6 +201,7 @@ impl Index {
             sum.raw += counts.raw;
             sum.filled += counts.filled;
             sum.elsewhere += counts.elsewhere;
+            sum.same += counts.same;
             sum.raw_puts += counts.raw_puts;
             sum.puts += counts.puts;
             sum.frees += counts.frees;

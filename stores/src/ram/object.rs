@@ -44,6 +44,8 @@ pub(crate) enum Form {
     DenseLz4,
     /// No page: what the store behind this one calls it, eight bytes.
     Elsewhere,
+    /// No page: the entry of the bytes it has in common with others, as a handle, eight bytes.
+    Same,
 }
 
 impl Form {
@@ -60,6 +62,7 @@ impl Form {
             Self::DenseRaw => 8,
             Self::DenseLz4 => 9,
             Self::Elsewhere => 10,
+            Self::Same => 11,
         }
     }
 
@@ -80,7 +83,7 @@ impl Form {
 
     /// A page, compressed or not, that could be compressed again or put elsewhere.
     pub(crate) fn is_page(self) -> bool {
-        !matches!(self, Self::Filled | Self::Dictionary | Self::Elsewhere)
+        !matches!(self, Self::Filled | Self::Dictionary | Self::Elsewhere | Self::Same)
     }
 
     /// Nothing is to be gained by compressing it again.
@@ -112,6 +115,7 @@ impl Form {
             Self::DenseRaw,
             Self::DenseLz4,
             Self::Elsewhere,
+            Self::Same,
         ];
         all.into_iter().find(|form| form.code() == code)
     }
@@ -132,7 +136,16 @@ impl Object<'_> {
 
     /// What the store behind this one calls the page, if it is there.
     pub(crate) fn elsewhere(&self) -> Option<Handle> {
-        let named = self.payload.try_into().ok().filter(|_| self.form == Form::Elsewhere);
+        self.handle_of(Form::Elsewhere)
+    }
+
+    /// The entry of the bytes the page has in common with others, if it has.
+    pub(crate) fn same_as(&self) -> Option<Handle> {
+        self.handle_of(Form::Same)
+    }
+
+    fn handle_of(&self, form: Form) -> Option<Handle> {
+        let named = self.payload.try_into().ok().filter(|_| self.form == form);
         named.and_then(|raw| Handle::from_raw(u64::from_le_bytes(raw)))
     }
 }

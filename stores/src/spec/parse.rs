@@ -89,13 +89,14 @@ fn tier<'a>(text: Text<'a>, rest: &'a str) -> Result<Spec, SpecError> {
 
 fn ram(mut options: Options<'_>, codec: &str) -> Result<Spec, SpecError> {
     let capacity = options.read("capacity", size)?;
+    let dedup = options.read("dedup", switch)?.unwrap_or(false);
     let spec = if codec == "lz4" {
-        Spec::RamLz4 { capacity }
+        Spec::RamLz4 { dedup, capacity }
     } else {
         let dense = options.read("dense", level_or_off)?.unwrap_or(Some(DENSE));
         let level = options.read("level", level)?.unwrap_or(-1);
         let dictionary = options.read("dict", dictionary)?.unwrap_or(Some(DICTIONARY));
-        Spec::RamZstd { level, dictionary, dense, capacity }
+        Spec::RamZstd { level, dictionary, dense, dedup, capacity }
     };
     options.end()?;
     Ok(spec)

@@ -4,18 +4,22 @@ use super::*;
 
 #[test]
 fn right_ones() {
-    assert_eq!(parse("ram:lz4").unwrap(), Spec::RamLz4 { capacity: None });
-    assert_eq!(parse("ram:lz4?capacity=64M").unwrap(), Spec::RamLz4 { capacity: Some(64 << 20) });
+    assert_eq!(parse("ram:lz4").unwrap(), Spec::RamLz4 { dedup: false, capacity: None });
+    assert_eq!(parse("ram:lz4?dedup=on").unwrap(), Spec::RamLz4 { dedup: true, capacity: None });
+    assert_eq!(
+        parse("ram:lz4?capacity=64M").unwrap(),
+        Spec::RamLz4 { dedup: false, capacity: Some(64 << 20) }
+    );
     let dictionary = Some(15 << 10);
     assert_eq!(
         parse("ram:zstd").unwrap(),
-        Spec::RamZstd { level: -1, dictionary, dense: Some(6), capacity: None }
+        Spec::RamZstd { level: -1, dictionary, dense: Some(6), dedup: false, capacity: None }
     );
-    let both = Spec::RamZstd { level: 3, dictionary, dense: Some(6), capacity: Some(1 << 30) };
+    let both = Spec::RamZstd { level: 3, dictionary, dense: Some(6), dedup: false, capacity: Some(1 << 30) };
     assert_eq!(parse("ram:zstd?level=3&capacity=1G").unwrap(), both);
-    let off = Spec::RamZstd { level: -1, dictionary: None, dense: Some(6), capacity: None };
+    let off = Spec::RamZstd { level: -1, dictionary: None, dense: Some(6), dedup: false, capacity: None };
     assert_eq!(parse("ram:zstd?dict=off").unwrap(), off);
-    let small = Spec::RamZstd { level: 5, dictionary: Some(8192), dense: None, capacity: None };
+    let small = Spec::RamZstd { level: 5, dictionary: Some(8192), dense: None, dedup: false, capacity: None };
     assert_eq!(parse("ram:zstd?dict=8K&level=5&dense=off").unwrap(), small);
 }
 
@@ -43,7 +47,7 @@ fn files() {
 fn layers() {
     let latency = Some(Duration::from_millis(2));
     let mischief = Mischief { corruption: 0.01, latency, countdown: Some(100), ..Mischief::default() };
-    let inside = Box::new(Spec::RamLz4 { capacity: Some(1 << 20) });
+    let inside = Box::new(Spec::RamLz4 { dedup: false, capacity: Some(1 << 20) });
     let chaos = Spec::Layered { layer: Layer::Chaos(mischief), inside };
     let checked = Spec::Layered { layer: Layer::Checked, inside: Box::new(chaos) };
     let text = "checked+chaos?corruption=0.01&latency=2ms&countdown=100+ram:lz4?capacity=1M";
@@ -71,6 +75,7 @@ fn zrams() {
         level: Some(3),
         dense: None,
         dictionary: None,
+        dedup: true,
         recompress: Kinds::IDLE | Kinds::HUGE,
         threshold: 1024,
         idle: Duration::from_secs(5),
@@ -80,7 +85,7 @@ fn zrams() {
         mem_limit: Some(1 << 30),
         backing: Some(parse("checked+file:/var/tmp?size=4G").unwrap()),
     };
-    let text = "zram?algo=zstd&level=3&dense=off&dict=off&recompress=idle,huge&threshold=1K&idle=5s&writeback=none\
+    let text = "zram?algo=zstd&level=3&dense=off&dict=off&dedup=on&recompress=idle,huge&threshold=1K&idle=5s&writeback=none\
                 &writeback_idle=7s&writeback_limit=400M&mem_limit=1G:checked+file:/var/tmp?size=4G";
     assert_eq!(parse(text).unwrap(), zram(all));
     let Spec::Tier { stores, .. } = parse("tier:zram?idle=1s:ram:lz4>ram:zstd").unwrap() else { panic!() };

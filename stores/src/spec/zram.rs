@@ -7,7 +7,7 @@ use std::time::Duration;
 use userswap_store::StoreError;
 
 use super::parse::{dictionary, layered, level, level_or_off};
-use super::text::{Options, Text, duration, limit};
+use super::text::{Options, Text, duration, limit, switch};
 use super::{DENSE, DICTIONARY, Spec, SpecError};
 
 /// What `zram` says.
@@ -20,6 +20,8 @@ pub struct ZramSpec {
     pub dense: Option<i32>,
     /// The most bytes of a dictionary, `None` for no dictionaries.
     pub dictionary: Option<usize>,
+    /// Equal pages of one owner are stored once.
+    pub dedup: bool,
     /// What is recompressed.
     pub recompress: Kinds,
     /// Of that, only what takes so many bytes or more.
@@ -76,6 +78,7 @@ impl Default for ZramSpec {
             level: None,
             dense: cfg!(feature = "ram-zstd").then_some(DENSE),
             dictionary: Some(DICTIONARY),
+            dedup: false,
             recompress: Kinds::IDLE,
             threshold: 0,
             idle: Duration::from_secs(60),
@@ -132,6 +135,7 @@ pub(super) fn zram<'a>(text: Text<'a>, rest: &'a str) -> Result<Spec, SpecError>
         recompress: options.read("recompress", kinds)?.unwrap_or(usual.recompress),
         threshold: usize::try_from(threshold).unwrap_or(usize::MAX),
         idle: options.read("idle", duration)?.unwrap_or(usual.idle),
+        dedup: options.read("dedup", switch)?.unwrap_or(usual.dedup),
         mem_limit: options.read("mem_limit", limit)?.flatten(),
         ..usual
     };

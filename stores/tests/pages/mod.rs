@@ -31,6 +31,7 @@ pub(crate) fn put_page(store: &dyn Store, number: u64, bytes: &[u8]) -> Result<H
     Ok(handles[0].unwrap())
 }
 
+#[allow(dead_code, reason = "not every test wants it")]
 pub(crate) fn put(store: &dyn Store, number: u64) -> Result<Handle, StoreError> {
     let mut handles = [None];
     store.put(&[Page { key: key(number), bytes: &page(number) }], &mut handles)?;
