@@ -145,7 +145,7 @@ fn many_threads_share() {
     #[cfg(feature = "ram-zstd")]
     let store = userswap_stores::open("zram?dedup=on&recompress=all:ram:lz4", 4096).unwrap();
     #[cfg(not(feature = "ram-zstd"))]
-    let store = sharing();
+    let store: Arc<dyn Store> = Arc::new(sharing());
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -161,10 +161,10 @@ fn many_threads_share() {
                         let first = (worker * 100 + round) * 1000;
                         let bytes = |number: u64| page(number % 7);
                         let handles: Vec<_> = (first..first + 20)
-                            .map(|number| put_page(&**store as &dyn Store, number, &bytes(number)).unwrap())
+                            .map(|number| put_page(&**store, number, &bytes(number)).unwrap())
                             .collect();
                         for (number, handle) in (first..).zip(&handles) {
-                            there(&**store as &dyn Store, number, *handle, &bytes(number));
+                            there(&**store, number, *handle, &bytes(number));
                         }
                         store.free(&handles);
                     }
