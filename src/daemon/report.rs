@@ -33,6 +33,9 @@ pub struct Totals {
     pub ratio: f64,
     /// Pages that were one word repeated, and took no object.
     pub same_filled_pages: u64,
+    /// What the store counts beside that, now, by the store's own names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub store_figures: BTreeMap<String, u64>,
     /// Pages lost.
     pub poisoned_pages: u64,
     /// The most all clients had in memory in a sample, by their shares.
@@ -82,8 +85,14 @@ pub struct StoreStatus {
     pub same_filled_pages: u64,
     /// Pages that are kept as they came.
     pub incompressible_pages: u64,
+    /// Bytes it takes of a file or a device.
+    #[serde(default)]
+    pub device_bytes: u64,
     /// Raw bytes for a byte of memory, same-filled pages left out.
     pub ratio: f64,
+    /// What it counts beside that, by its own names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub figures: BTreeMap<String, u64>,
 }
 
 impl Totals {
@@ -102,6 +111,7 @@ impl Totals {
             store_memory_bytes: memory_bytes,
             ratio: record.fullest.ratio(page_size()),
             same_filled_pages,
+            store_figures: figures(server),
             poisoned_pages: total.poisoned_pages,
             peak_pss_anon_bytes: record.peak_bytes,
             limit: Held {
@@ -141,9 +151,19 @@ impl StoreStatus {
             memory_bytes: stats.memory_bytes,
             same_filled_pages: stats.same_filled_pages,
             incompressible_pages: stats.incompressible_pages,
+            device_bytes: stats.device_bytes,
             ratio: stats.ratio(page_size()),
+            figures: figures(server),
         }
     }
+}
+
+fn figures(server: &Server) -> BTreeMap<String, u64> {
+    let mut all = BTreeMap::new();
+    server.engine().store().figures(&mut |name, figure| {
+        all.insert(name.to_owned(), figure);
+    });
+    all
 }
 
 /// Faults that were read. One that was parked is decided again when it is taken up, and counts once.

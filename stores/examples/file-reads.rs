@@ -34,15 +34,15 @@ fn main() {
     let handles = fill(&*store, mib * 256);
     let time = Duration::from_secs(seconds);
     let bytes = mib << 20;
-    println!("{:<34} {:>10} {:>10}", "reads a second", "median", "MiB/s");
-    let mut rounds: [Vec<f64>; 5] = Default::default();
+    println!("{:<34} {:>10} {:>10} {:>12}", "reads a second", "median", "MiB/s", "CPU µs each");
+    let mut rounds: [Vec<(f64, f64)>; 5] = Default::default();
     for _ in 0..5 {
         for (at, rate) in [
-            fetches(&store, &handles, 1, time),
-            raw(&path, bytes, 2 * PAGE, time),
-            raw(&path, bytes, PAGE, time),
-            fetches(&store, &handles, RUN, time),
-            raw(&path, bytes, (RUN + 1) * PAGE, time),
+            timed(|| fetches(&store, &handles, 1, time)),
+            timed(|| raw(&path, bytes, 2 * PAGE, time)),
+            timed(|| raw(&path, bytes, PAGE, time)),
+            timed(|| fetches(&store, &handles, RUN, time)),
+            timed(|| raw(&path, bytes, (RUN + 1) * PAGE, time)),
         ]
         .into_iter()
         .enumerate()
@@ -58,12 +58,28 @@ fn main() {
         ("bare, seventeen blocks, depth 2", RUN * PAGE),
     ];
     for ((name, bytes), mut rates) in names.into_iter().zip(rounds) {
-        rates.sort_by(f64::total_cmp);
-        let median = rates[rates.len() / 2];
-        println!("{name:<34} {median:>10.0} {:>10.1}", median * bytes as f64 / f64::from(1 << 20));
+        rates.sort_by(|one, other| one.0.total_cmp(&other.0));
+        let median = rates[rates.len() / 2].0;
+        rates.sort_by(|one, other| one.1.total_cmp(&other.1));
+        let own = rates[rates.len() / 2].1;
+        println!(
+            "{name:<34} {median:>10.0} {:>10.1} {own:>12.1}",
+            median * bytes as f64 / f64::from(1 << 20)
+        );
     }
     drop(store);
     std::fs::remove_file(path).unwrap();
+}
+
+/// A rate, and the processor time of the whole process for each, in microseconds.
+fn timed(rate: impl FnOnce() -> (f64, f64)) -> (f64, f64) {
+    let time = || {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        Duration::try_from(time).unwrap()
+    };
+    let before = time();
+    let (rate, count) = rate();
+    (rate, (time() - before).as_secs_f64() * 1e6 / count)
 }
 
 fn key(page: u64) -> PageKey {
@@ -85,8 +101,8 @@ fn fill(store: &dyn Store, count: u64) -> Vec<Handle> {
     handles
 }
 
-/// Fetches runs of so many pages for a while, and says how many runs a second.
-fn fetches(store: &Arc<dyn Store>, handles: &[Handle], run: usize, time: Duration) -> f64 {
+/// Fetches runs of so many pages for a while, and says how many runs a second, and how many.
+fn fetches(store: &Arc<dyn Store>, handles: &[Handle], run: usize, time: Duration) -> (f64, f64) {
     struct Post(Sender<u64>);
     impl Completion for Post {
         fn complete(&self, token: u64, page: Result<&[u8], StoreError>) {
@@ -124,11 +140,12 @@ fn fetches(store: &Arc<dyn Store>, handles: &[Handle], run: usize, time: Duratio
         total = done;
     }
     assert_eq!(total, asked);
-    total as f64 / run as f64 / started.elapsed().as_secs_f64()
+    let runs = total as f64 / run as f64;
+    (runs / started.elapsed().as_secs_f64(), runs)
 }
 
-/// Reads so many bytes at a time, at random, for a while, and says how many reads a second.
-fn raw(path: &str, bytes: u64, len: usize, time: Duration) -> f64 {
+/// Reads so many bytes at a time, at random, for a while, and says how many reads a second, and how many.
+fn raw(path: &str, bytes: u64, len: usize, time: Duration) -> (f64, f64) {
     let file = std::fs::OpenOptions::new().read(true).custom_flags(0o40000).open(path).unwrap();
     let depth = if len <= 2 * PAGE { DEPTH } else { 2 };
     let started = Instant::now();
@@ -157,7 +174,7 @@ fn raw(path: &str, bytes: u64, len: usize, time: Duration) -> f64 {
         }
         done.get()
     });
-    done as f64 / started.elapsed().as_secs_f64()
+    (done as f64 / started.elapsed().as_secs_f64(), done as f64)
 }
 
 /// A step of splitmix64.

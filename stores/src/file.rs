@@ -14,7 +14,9 @@
 
 mod buffer;
 mod clean;
+mod delivery;
 mod fetch;
+mod kept;
 mod log;
 mod record;
 mod ring;

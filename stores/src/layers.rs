@@ -43,6 +43,9 @@ macro_rules! forwarded {
             fn stats(&self) -> Stats {
                 self.0.stats()
             }
+            fn stored_len(&self, handle: Handle) -> Option<usize> {
+                self.0.stored_len(handle)
+            }
             fn figures(&self, tell: &mut dyn FnMut(&str, u64)) {
                 self.0.figures(tell);
             }

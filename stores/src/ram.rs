@@ -9,6 +9,9 @@
 //! them as long as an object needs it, and used for what the owner puts from then on. Pages put before are compressed again,
 //! also by `maintain`, and so are all that stay, once, at a level that is too slow for putting.
 //!
+//! A store may be told to compress only what lies idle again, or what is large ([`Recompress`]), and to put what stays into another store ([`Writeback`]):
+//! so is [`zram`](crate::zram) made.
+//!
 //! What a store holds is in [`Stats::memory_bytes`]: pages of the memfd with anything in them or kept warm, slabs' and index's
 //! bookkeeping, dictionaries and zstd's tables for them. Not in it: each thread's codec state, used by all stores of the process (about 13 KiB for lz4; zstd's own contexts).
 
@@ -17,6 +20,7 @@ mod builder;
 mod classes;
 pub(crate) mod codec;
 mod compact;
+mod counts;
 mod densify;
 mod dictionaries;
 #[cfg_attr(
@@ -32,8 +36,11 @@ mod dictionaries;
 mod dictionary;
 pub(crate) mod filled;
 pub(crate) mod index;
+mod kinds;
 pub(crate) mod object;
 mod pool;
+mod same;
+mod writeback;
 
 use std::fs::File;
 use std::sync::Arc;
@@ -45,16 +52,23 @@ use userswap_store::{
     check_put, check_run,
 };
 
+use crate::calls::Count;
+use crate::clock::{self, Clock};
 use arena::Slot;
 pub use builder::Builder;
 pub use codec::Codec;
 use codec::{Scratch, decode_plainly, with_scratch};
+pub use densify::Recompress;
 use densify::Sweep;
 use dictionaries::Dictionaries;
 use dictionary::Dictionary;
 use index::{Cursor, EntryId, Index, Named, filled_handle, filled_is_of, named};
+pub use kinds::Kinds;
 use object::Form;
-use pool::{Held, NoRoom, Pool};
+use pool::{Held, NoRoom, Pool, Purpose};
+use same::Same;
+use writeback::Back;
+pub use writeback::Writeback;
 
 /// A store of compressed pages in memory.
 ///
@@ -95,10 +109,30 @@ pub struct Ram {
     bad_frees: AtomicU64,
     cursor: Mutex<Cursor>,
     dictionaries: Dictionaries,
-    /// The level at which what stays is compressed again.
-    dense: Option<i32>,
+    /// How what stays is compressed again.
+    dense: Option<Recompress>,
     sweep: Mutex<Sweep>,
+    /// Equal pages are stored once.
+    same: Option<Same>,
+    /// Where what stays goes.
+    back: Option<Back>,
+    clock: Clock,
+    recompressed: Count,
+    compacted_bytes: Count,
 }
+
+/// How a page was found.
+enum Got {
+    /// It is in the buffer.
+    Ready,
+    /// The other store has it under this name and key.
+    Elsewhere(Wanted),
+}
+
+/// A put that finds no room has pages written back so many times at most.
+const WRITE_BACKS: usize = 4;
+/// And each time so many bytes of objects moved together.
+const COMPACT_AT_ONCE: u64 = 1 << 20;
 
 /// So many pages an owner has before it may get a dictionary, if it isn't said.
 const DICTIONARY_FROM: u64 = 4096;
@@ -124,20 +158,40 @@ impl Ram {
 
     fn put_one(&self, scratch: &mut Scratch, page: &Page<'_>) -> Result<Handle, NoRoom> {
         let word = filled::repeated_word(page.bytes);
+        let sum = self.same.as_ref().filter(|_| word.is_none());
+        let sum = sum.map(|_| same::sum(page.key.owner, page.bytes));
+        if let Some(sum) = sum
+            && let Some(handle) = self.put_same(scratch, page, sum)?
+        {
+            return Ok(handle);
+        }
         let owner = match word {
             Some(_) => None,
             None => self.dictionaries.owner(page.key.owner, &self.held),
         };
-        let dictionary = owner.as_ref().and_then(|owner| owner.current());
+        let dictionary = owner.as_ref().filter(|_| !self.is_plain()).and_then(|owner| owner.current());
         let result = self.put_with(scratch, page, word, dictionary.as_ref());
         if let Some(dictionary) = &dictionary {
             self.dictionaries.release(dictionary, &self.pool, &self.held);
         }
         let (handle, form, len) = result?;
-        if let Some(owner) = owner.filter(|_| form.is_zstd()) {
+        if let Some(owner) = owner.filter(|_| !form.is_raw()) {
             owner.note(handle, page.key, len, &self.held);
         }
+        if let Some(sum) = sum {
+            self.remember(sum, handle, len);
+        }
         Ok(handle)
+    }
+
+    /// Dictionaries are for what is compressed again alone.
+    fn is_plain(&self) -> bool {
+        match self.codec {
+            #[cfg(feature = "ram-lz4")]
+            Codec::Lz4 => true,
+            #[cfg(feature = "ram-zstd")]
+            Codec::Zstd { .. } => false,
+        }
     }
 
     /// Puts a page that repeats `word`, or is compressed with this dictionary, of which the caller is a user. The form, and
@@ -167,7 +221,7 @@ impl Ram {
         };
         let dictionary = dictionary.filter(|_| form.with_dictionary());
         let mark = object::write_header(page.key, form, object);
-        let mut slot = self.pool.take(object.len(), &self.held)?;
+        let mut slot = self.pool.take(object.len(), &self.held, Purpose::Put)?;
         object::commit(self.pool.bytes_mut(&mut slot), object, mark);
         match self.index.insert(page.key, slot, form, object.len(), dictionary, &self.held) {
             Ok(handle) => Ok((handle, form, object.len())),
@@ -187,10 +241,18 @@ impl Ram {
     /// Puts one page, making room from what lies idle if need be.
     fn put_with_room(&self, scratch: &mut Scratch, page: &Page<'_>) -> Result<Handle, StoreError> {
         let first = self.put_one(scratch, page);
-        let result = match first {
+        let mut result = match first {
             Err(NoRoom::Capacity { .. }) if self.give_back() > 0 => self.put_one(scratch, page),
             other => other,
         };
+        for _ in 0..WRITE_BACKS {
+            if !matches!(result, Err(NoRoom::Capacity { .. })) || self.write_back_oldest() == 0 {
+                break;
+            }
+            // What went left gaps of all lengths.
+            self.compact(Budget::bytes(COMPACT_AT_ONCE));
+            result = self.put_one(scratch, page);
+        }
         result.map_err(|error| match error {
             NoRoom::Capacity { needed, available, capacity } => {
                 self.full.fetch_add(1, Ordering::Relaxed);
@@ -206,13 +268,13 @@ impl Ram {
         handle: Handle,
         key: PageKey,
         out: &mut [u8],
-    ) -> Result<Fetch, StoreError> {
+    ) -> Result<Got, StoreError> {
         let result = match named(handle) {
             Some(Named::Entry(id)) => self.fetch_object(scratch, id, key, out),
             Some(Named::Filled { word, hash }) if filled_is_of(key, hash) => {
                 filled::fill(out, u64::from(word) << 32 | u64::from(word));
                 self.filled_fetches.fetch_add(1, Ordering::Relaxed);
-                Ok(Fetch::Ready)
+                Ok(Got::Ready)
             }
             Some(Named::Filled { .. }) | None => Err(StoreError::NotFound { key }),
         };
@@ -228,7 +290,7 @@ impl Ram {
         id: EntryId,
         key: PageKey,
         out: &mut [u8],
-    ) -> Result<Fetch, StoreError> {
+    ) -> Result<Got, StoreError> {
         let not_found = StoreError::NotFound { key };
         let Some(shard) = self.index.read(id) else { return Err(not_found) };
         let Some(slot) = shard.slot(id) else { return Err(not_found) };
@@ -239,15 +301,20 @@ impl Ram {
         if object.key != key {
             return Err(not_found);
         }
-        let decoded = match object.dictionary() {
-            Some(id) => match shard.dictionary(id) {
-                Some(dictionary) => scratch.decode_with(dictionary.prepared(), object.payload, out),
-                None => Err("dictionary"),
-            },
-            None => scratch.decode(object.form, object.payload, out),
-        };
-        decoded.map_err(|what| StoreError::Corrupt { key, what })?;
-        Ok(Fetch::Ready)
+        self.index.touch(&shard, id);
+        let Some(same) = object.same_as() else { return got(scratch, &shard, &object, out) };
+        drop(shard);
+        // Which are there as long as a page is the same as they.
+        let corrupt = StoreError::Corrupt { key, what: "bytes it has in common with others" };
+        let Some(id) = same::entry(same) else { return Err(corrupt) };
+        let Some(shard) = self.index.look(id) else { return Err(corrupt) };
+        match shard.slot(id).and_then(|slot| object::verified(self.pool.bytes(slot))) {
+            Some(object) if object.key.owner == key.owner => {
+                self.index.touch(&shard, id);
+                got(scratch, &shard, &object, out)
+            }
+            _ => Err(corrupt),
+        }
     }
 
     /// As [`fetch_object`](Self::fetch_object), where it takes no scratch and the lock is to be had at once.
@@ -265,6 +332,8 @@ impl Ram {
             return Some(Err(not_found));
         }
         let decoded = decode_plainly(object.form, object.payload, out)?;
+        self.index.count_fetch(id);
+        self.index.touch(&shard, id);
         Some(decoded.map_err(|what| StoreError::Corrupt { key, what }))
     }
 
@@ -292,12 +361,12 @@ impl Ram {
         let Some(slot) = shard.slot_mut(id) else { return false };
         let bytes = self.pool.bytes_mut(slot);
         let (len, form) = object::stored_len(bytes);
-        // Only a whole object says for sure which dictionary it needs; that of a damaged one stays as long as the store.
-        let dictionary = if form.is_some_and(Form::with_dictionary) {
-            object::verified(bytes).and_then(|object| object.dictionary())
-        } else {
-            None
-        };
+        // Only a whole object says for sure which dictionary it needs, or where it is; that of a damaged one stays as long as the store.
+        let needs =
+            form.is_some_and(|form| form.with_dictionary() || matches!(form, Form::Elsewhere | Form::Same));
+        let object = if needs { object::verified(bytes) } else { None };
+        let (dictionary, elsewhere, same) = object
+            .map_or((None, None, None), |object| (object.dictionary(), object.elsewhere(), object.same_as()));
         object::retire(bytes);
         let Some(slot) = shard.remove(id, form, len, undo) else { return false };
         let released = dictionary.and_then(|id| shard.let_go(id));
@@ -306,7 +375,20 @@ impl Ram {
         if let Some(dictionary) = released {
             self.dictionaries.release(&dictionary, &self.pool, &self.held);
         }
+        if let Some(handle) = elsewhere {
+            self.free_elsewhere(handle);
+        }
+        if let Some(bytes) = same {
+            self.free_same(bytes);
+        }
         true
+    }
+
+    /// What is put from now on is as old as now.
+    fn look_at_clock(&self) {
+        if self.index.keeps_ages() {
+            self.index.set_now(clock::second((self.clock)()));
+        }
     }
 
     /// Gives idle memory back; answers how many bytes.
@@ -329,6 +411,7 @@ impl Store for Ram {
         if pages.iter().any(|page| page.key.page >= PageKey::PAGE_LIMIT) {
             return Err(StoreError::Unsupported { what: "a page number of more than 44 bits" });
         }
+        self.look_at_clock();
         with_scratch(|scratch| {
             for (page, handle) in pages.iter().zip(handles.iter_mut()) {
                 *handle = Some(self.put_with_room(scratch, page)?);
@@ -343,9 +426,23 @@ impl Store for Ram {
         })
     }
 
-    fn fetch(&self, handle: Handle, key: PageKey, out: &mut [u8], _: &Waiter) -> Result<Fetch, StoreError> {
+    fn fetch(
+        &self,
+        handle: Handle,
+        key: PageKey,
+        out: &mut [u8],
+        waiter: &Waiter,
+    ) -> Result<Fetch, StoreError> {
         self.capabilities.check_buffer(out)?;
-        with_scratch(|scratch| self.fetch_one(scratch, handle, key, out))
+        match with_scratch(|scratch| self.fetch_one(scratch, handle, key, out))? {
+            Got::Ready => Ok(Fetch::Ready),
+            Got::Elsewhere(want) => {
+                let mut results = [Ok(Fetch::Ready)];
+                self.fetch_elsewhere(&[(0, want)], out, &mut results, waiter);
+                let [result] = results;
+                result
+            }
+        }
     }
 
     fn fetch_in_handler(
@@ -377,15 +474,22 @@ impl Store for Ram {
         wanted: &[Wanted],
         out: &mut [u8],
         results: &mut [Result<Fetch, StoreError>],
-        _: &Waiter,
+        waiter: &Waiter,
     ) -> Result<(), StoreError> {
         let page_size = self.capabilities.page_size;
         check_run(page_size, wanted, out, results)?;
+        let mut elsewhere = Vec::new();
         with_scratch(|scratch| {
-            for ((want, page), result) in wanted.iter().zip(out.chunks_exact_mut(page_size)).zip(results) {
-                *result = self.fetch_one(scratch, want.handle, want.key, page);
+            let pages = out.chunks_exact_mut(page_size).zip(results.iter_mut());
+            for (place, (want, (page, result))) in wanted.iter().zip(pages).enumerate() {
+                let got = self.fetch_one(scratch, want.handle, want.key, page);
+                if let Ok(Got::Elsewhere(want)) = got {
+                    elsewhere.push((place, want));
+                }
+                *result = got.map(|_| Fetch::Ready);
             }
         });
+        self.fetch_elsewhere(&elsewhere, out, results, waiter);
         Ok(())
     }
 
@@ -396,31 +500,82 @@ impl Store for Ram {
     }
 
     fn stats(&self) -> Stats {
-        let counts = self.index.counts();
-        let in_handles = self.in_handles.load(Ordering::Relaxed);
-        let filled_puts = self.filled_puts.load(Ordering::Relaxed);
-        let mut stats = Stats::default();
-        stats.pages = counts.pages + in_handles;
-        stats.raw_bytes = stats.pages * self.capabilities.page_size as u64;
-        stats.stored_bytes = counts.stored_bytes + self.dictionaries.stored_bytes();
-        stats.memory_bytes = self.held.bytes();
-        stats.same_filled_pages = counts.filled + in_handles;
-        stats.incompressible_pages = counts.raw;
-        stats.puts = counts.puts + filled_puts;
-        stats.fetches = counts.fetches + self.filled_fetches.load(Ordering::Relaxed);
-        stats.frees = counts.frees + filled_puts.saturating_sub(in_handles);
-        stats.full = self.full.load(Ordering::Relaxed);
-        stats.fetch_errors = self.fetch_errors.load(Ordering::Relaxed);
-        stats.bad_frees = self.bad_frees.load(Ordering::Relaxed);
+        let mut stats = self.own_stats(&self.index.counts());
+        if let Some(back) = &self.back {
+            let there = back.settings.store.stats();
+            stats.stored_bytes += there.stored_bytes;
+            stats.memory_bytes += there.memory_bytes;
+            stats.device_bytes += there.device_bytes;
+            stats.incompressible_pages += there.incompressible_pages;
+            stats.fetch_errors += there.fetch_errors;
+        }
         stats
     }
 
+    fn stored_len(&self, handle: Handle) -> Option<usize> {
+        match named(handle)? {
+            Named::Filled { .. } => Some(0),
+            Named::Entry(id) => {
+                let shard = self.index.look(id)?;
+                shard.slot(id).map(|slot| object::stored_len(self.pool.bytes(slot)).0)
+            }
+        }
+    }
+
+    fn figures(&self, tell: &mut dyn FnMut(&str, u64)) {
+        if let Some(same) = &self.same {
+            tell("deduplicated_pages", self.index.counts().same);
+            tell("deduplicated_objects", same.made.get().saturating_sub(same.ended.get()));
+        }
+        if self.dense.is_some() {
+            tell("recompressed_pages", self.recompressed.get());
+        }
+        if let Some(back) = &self.back {
+            if let Some(bytes) = back.allowance(self.index.now()) {
+                tell("writeback_allowance_bytes", bytes);
+            }
+            back.settings.store.figures(&mut |name, figure| tell(&format!("backing_{name}"), figure));
+        }
+    }
+
     fn maintain(&self, budget: Budget) -> Maintained {
-        let densified = self.densify(budget);
-        let left = Budget::bytes(budget.bytes.saturating_sub(densified.moved_bytes));
-        let mut done = self.compact(left);
-        done.moved_bytes += densified.moved_bytes;
-        done.more |= densified.more;
+        self.look_at_clock();
+        let mut done = Maintained::default();
+        let mut add = |part: Maintained| {
+            done.moved_bytes = done.moved_bytes.saturating_add(part.moved_bytes);
+            done.released_bytes += part.released_bytes;
+            done.more |= part.more;
+            Budget::bytes(budget.bytes.saturating_sub(done.moved_bytes))
+        };
+        let left = add(self.densify(budget));
+        let left = add(self.write_back(left));
+        self.forget_gone(self.index.counts().pages);
+        let left = add(self.compact(left));
+        if let Some(back) = &self.back {
+            add(back.settings.store.maintain(left));
+        }
         done
     }
+}
+
+/// The page of an object that isn't the same as others, or where it is.
+fn got(
+    scratch: &mut Scratch,
+    shard: &index::Shard,
+    object: &object::Object<'_>,
+    out: &mut [u8],
+) -> Result<Got, StoreError> {
+    let key = object.key;
+    if let Some(handle) = object.elsewhere() {
+        return Ok(Got::Elsewhere(Wanted { handle, key }));
+    }
+    let decoded = match object.dictionary() {
+        Some(id) => match shard.dictionary(id) {
+            Some(dictionary) => scratch.decode_with(dictionary.prepared(), object.payload, out),
+            None => Err("dictionary"),
+        },
+        None => scratch.decode(object.form, object.payload, out),
+    };
+    decoded.map_err(|what| StoreError::Corrupt { key, what })?;
+    Ok(Got::Ready)
 }

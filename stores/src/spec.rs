@@ -4,21 +4,40 @@
 //! spec    = *( layer "+" ) store
 //! layer   = name [ options ]                        around what stands behind the +
 //! store   = kind [ ":" what ] [ options ]
+//!         | "zram" [ options ] [ ":" spec ]       behind the colon: where pages are written back to
 //!         | "tier" [ options ] ":" spec 1*( ">" spec )
 //! options = "?" option *( "&" option )
 //! option  = key "=" value
 //! size    = digits [ "K" | "M" | "G" | "T" ]        binary: 64M is 67108864 bytes
 //! time    = digits ( "us" | "ms" | "s" | "m" )
+//! kinds   = kind *( "," kind ), or all, or none
+//! kind    = "idle" | "huge" | "huge_idle" | "incompressible"
 //! share   = a number from 0 to 1, such as 0.01
 //! path    = text, with %XX for a byte that would mean something here: ? & > %
 //! ```
 //! | store | options |
 //! |---|---|
-//! | `ram:lz4` | `capacity=SIZE` |
-//! | `ram:zstd` | `level=N` from −7 to 19 (default −1), `dict=SIZE` from 1K to 1M (default 15K) or `dict=off`, `dense=N` from −7 to 19 (default 6) or `dense=off`, `capacity=SIZE` |
+//! | `ram:lz4` | `dedup=on` or `off` (default off): equal pages of one owner are stored once, `capacity=SIZE` |
+//! | `ram:zstd` | `level=N` from −7 to 19 (default −1), `dict=SIZE` from 1K to 1M (default 15K) or `dict=off`, `dense=N` from −7 to 19 (default 6) or `dense=off`, `dedup=on` or `off` (default off), `capacity=SIZE` |
 //! | `file:PATH` | `size=SIZE` (default 1G for a file, all of a block device; 0: no limit), `reserve=SIZE` of the file system left free (default 128M; 0: none), `compress=lz4`, `zstd` or `off` (default lz4), `encrypt=on` or `off` (default on), `direct=on` or `off` (default on: past the page cache where the file system can), `overwrite=on` or `off` (default off) |
 //! | `plugin:PATH` | `capacity=SIZE`; all others are the plug-in's, and go to it as they are written |
-//! | `tier:SPEC>SPEC…` | `age=TIME` after which an untouched page goes down (default 60s), `rate=SIZE` a second at most that goes down (default 64M; 0: no limit) |
+//! | `zram`, `zram:SPEC` | see below |
+//! | `tier:SPEC>SPEC…` | `age=TIME` after which an untouched page goes down (default 60s), `rate=SIZE` a second at most that goes down (default 64M; 0: no limit), `admit=SHARE` of a page: what takes more in a tier is put into the next (default 0.9; 1: anything stays) |
+//!
+//! | `zram` option | default | |
+//! |---|---|---|
+//! | `algo=lz4`, `zstd` | lz4 | how pages come |
+//! | `level=N` from −7 to 19 | −1 | with `algo=zstd`: zstd's level |
+//! | `dense=N` from −7 to 19, or `off` | 6 | the zstd level of recompression |
+//! | `dict=SIZE` from 1K to 1M, or `off` | 15K | a dictionary for owners of many pages, to recompress with |
+//! | `recompress=KINDS` | idle | what is recompressed |
+//! | `threshold=SIZE` | 0 | of this only what takes so many bytes or more |
+//! | `idle=TIME` | 60s | untouched for so long is idle, for recompression |
+//! | `writeback=KINDS` | idle,incompressible | what goes to the store behind the colon |
+//! | `writeback_idle=TIME` | 10m | untouched for so long is idle, for writeback |
+//! | `writeback_limit=SIZE` | 0: none | bytes of pages written back a day, at most |
+//! | `dedup=on` or `off` | off | equal pages of one owner are stored once |
+//! | `mem_limit=SIZE` | 0: none | the most memory to hold, beside what the store behind the colon holds |
 //!
 //! | layer | options |
 //! |---|---|
@@ -36,6 +55,7 @@
 //! ram:zstd?level=3&dict=8K
 //! file:/var/tmp?size=4G&compress=zstd
 //! checked+chaos?corruption=0.01&seed=7+ram:lz4
+//! zram?recompress=idle,huge&threshold=1K&writeback_limit=400M&mem_limit=1G:file:/var/tmp?size=4G
 //! plugin:/usr/lib/userswap/mine.so?capacity=1G&speed=11
 //! tier?age=30s:ram:lz4?capacity=64M>ram:zstd?capacity=256M>file:/var/tmp
 //! ```
@@ -45,6 +65,7 @@ mod parse;
 #[cfg(test)]
 mod tests;
 mod text;
+mod zram;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -52,6 +73,7 @@ use std::sync::Arc;
 use userswap_store::{Store, StoreError};
 
 pub use parse::parse;
+pub use zram::{Kinds, ZramSpec};
 
 use crate::layers::{Chaos, Checked, Metered, Mischief};
 use crate::tier::{Settings, Tier};
@@ -80,6 +102,8 @@ pub fn open(spec: &str, page_size: usize) -> Result<Arc<dyn Store>, SpecError> {
 pub enum Spec {
     /// `ram:lz4`
     RamLz4 {
+        /// Equal pages of one owner are stored once.
+        dedup: bool,
         /// The most memory to hold, in bytes.
         capacity: Option<u64>,
     },
@@ -91,11 +115,15 @@ pub enum Spec {
         dictionary: Option<usize>,
         /// The level at which what stays is compressed again, `None` to leave it.
         dense: Option<i32>,
+        /// Equal pages of one owner are stored once.
+        dedup: bool,
         /// The most memory to hold, in bytes.
         capacity: Option<u64>,
     },
     /// `file:`
     File(FileSpec),
+    /// `zram`
+    Zram(Box<ZramSpec>),
     /// `plugin:`
     Plugin {
         /// The shared library.
@@ -205,13 +233,16 @@ impl Spec {
     #[must_use]
     pub fn with_capacity(mut self, bytes: u64) -> Self {
         match &mut self {
-            Self::RamLz4 { capacity } | Self::RamZstd { capacity, .. } | Self::Plugin { capacity, .. } => {
+            Self::RamLz4 { capacity, .. }
+            | Self::RamZstd { capacity, .. }
+            | Self::Plugin { capacity, .. } => {
                 *capacity = Some(bytes);
             }
             Self::File(file) => file.size = Some(Some(bytes)),
+            Self::Zram(zram) => zram.mem_limit = Some(bytes),
             Self::Tier { .. } => {}
             Self::Layered { inside, .. } => {
-                let within = std::mem::replace(&mut **inside, Self::RamLz4 { capacity: None });
+                let within = std::mem::replace(&mut **inside, Self::RamLz4 { capacity: None, dedup: false });
                 **inside = within.with_capacity(bytes);
             }
         }
@@ -229,11 +260,19 @@ impl Spec {
     pub fn open(self, page_size: usize) -> Result<Arc<dyn Store>, StoreError> {
         match self {
             #[cfg(feature = "ram-lz4")]
-            Self::RamLz4 { capacity } => ram(crate::ram::Codec::Lz4, None, None, capacity, page_size),
+            Self::RamLz4 { dedup, capacity } => ram(
+                crate::ram::Ram::with_codec(crate::ram::Codec::Lz4).deduplicate(dedup),
+                capacity,
+                page_size,
+            ),
             #[cfg(feature = "ram-zstd")]
-            Self::RamZstd { level, dictionary, dense, capacity } => {
-                ram(crate::ram::Codec::Zstd { level }, dictionary, dense, capacity, page_size)
+            Self::RamZstd { level, dictionary, dense, dedup, capacity } => {
+                let builder = crate::ram::Ram::with_codec(crate::ram::Codec::Zstd { level });
+                let builder = builder.dictionary(dictionary).dense(dense).deduplicate(dedup);
+                ram(builder, capacity, page_size)
             }
+            #[cfg(feature = "ram")]
+            Self::Zram(spec) => Ok(Arc::new(crate::zram::Zram::open(*spec, page_size)?)),
             #[cfg(feature = "file")]
             Self::File(spec) => Ok(Arc::new(crate::file::File::open(&spec, page_size)?)),
             #[cfg(feature = "plugin")]
@@ -275,14 +314,11 @@ fn left_out() -> StoreError {
 
 #[cfg(any(feature = "ram-lz4", feature = "ram-zstd"))]
 fn ram(
-    codec: crate::ram::Codec,
-    dictionary: Option<usize>,
-    dense: Option<i32>,
+    builder: crate::ram::Builder,
     capacity: Option<u64>,
     page_size: usize,
 ) -> Result<Arc<dyn Store>, StoreError> {
-    let builder = crate::ram::Ram::with_codec(codec).page_size(page_size);
-    let mut builder = builder.dictionary(dictionary).dense(dense);
+    let mut builder = builder.page_size(page_size);
     if let Some(bytes) = capacity {
         builder = builder.capacity(bytes);
     }

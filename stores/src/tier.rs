@@ -1,54 +1,67 @@
 //! Stores in a stack, the fastest first: pages are put at the top and sink with age.
 //!
-//! * **Put**: into the first tier that has room; a tier that can't take a batch leaves it to the next.
+//! * **Put**: into the first tier that has room; a tier that can't take a batch leaves it to the next. What takes more than [`admit`](Settings::admit) of a page there is handed on to
+//!   the next tier at once, and so on to the last: in a tier of memory it saves none.
 //! * **Down**: [`maintain`](Store::maintain) moves pages that nobody fetched for [`age`](Settings::age) a tier down, sooner where a tier is over nine tenths full, and
 //!   at most [`rate`](Settings::rate) bytes a second. Only from tiers that answer at once: what is late may be under way when it would move.
-//! * **Up**: a page that is fetched comes back to its program, and is put at the top when it leaves again. One that stays stored (shared by a fork, say) is
-//!   young again and stays where it is.
+//! * **Up**: a page that is fetched comes back to its program. What becomes of it when it leaves again depends on how long it had stayed: less than [`age`](Settings::age), and it
+//!   goes to the top, however large it is, and down only after four times as long; longer, and it goes to the second tier, if that answers at once, for it would have gone there
+//!   anyway. A page that stays stored though it is fetched (shared by a fork, say) is young again and stays where it is.
 //! * **Fetches** go to whatever tier has the page. They wait for no move: the old copy stays until no fetch can be looking at it.
 //!
-//! A page costs 42 bytes of memory here, beside what its tier takes.
+//! A page costs 42 bytes of memory here, beside what its tier takes, and what came back is remembered in 256 KiB.
 
+mod ages;
+mod entry;
+mod grace;
+mod putting;
+mod returns;
 mod sink;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use userswap_store::{
     Budget, Capabilities, Durability, Fetch, FetchKind, Handle, Integrity, Maintained, Page, PageKey, Stats,
     Store, StoreError, Waiter, Wanted, check_put, check_run,
 };
 
 use crate::calls::Calls;
+use crate::clock::{self, Clock};
 use crate::slab::Table;
+use ages::Ages;
+use entry::Entry;
+use grace::Grace;
+use returns::Returns;
 use sink::Sinking;
 
 /// How pages go down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
     /// What wasn't put or fetched for so long goes a tier down.
     pub age: Duration,
     /// So many bytes of pages a second go down at most; `None`: as many as there are.
     pub rate: Option<u64>,
+    /// What takes more than this share of a page in a tier is put into the next; `None`, or 1: anything stays.
+    pub admit: Option<f64>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { age: Duration::from_secs(60), rate: Some(64 << 20) }
+        Self { age: Duration::from_secs(60), rate: Some(64 << 20), admit: Some(0.9) }
     }
 }
-
-/// The time since some moment.
-pub type Clock = Box<dyn Fn() -> Duration + Send + Sync>;
 
 /// A stack of stores.
 pub struct Tier {
     tiers: Vec<Level>,
     table: Table<Entry>,
-    /// Held shared by whoever looks up a page and asks its tier for it; held alone for a moment between moving pages and freeing their old copies.
-    moves: RwLock<()>,
+    /// Held by whoever looks up a page and asks its tier for it; waited for between moving pages and freeing their old copies.
+    moves: Grace,
+    returns: Returns,
+    ages: Ages,
     settings: Settings,
     capabilities: Capabilities,
     clock: Clock,
@@ -67,15 +80,10 @@ struct Level {
     /// Pages that went down from it, and puts that it left to the next.
     sunk: AtomicU64,
     passed: AtomicU64,
-}
-
-/// Where a page is.
-struct Entry {
-    tier: u8,
-    inside: Handle,
-    key: PageKey,
-    /// Second of the clock when it was last put or fetched.
-    used: AtomicU32,
+    /// Pages too large for it, that came straight to it, that came back soon and were put again.
+    large: AtomicU64,
+    straight: AtomicU64,
+    kept: AtomicU64,
 }
 
 impl Tier {
@@ -84,8 +92,7 @@ impl Tier {
     /// # Errors
     /// [`Unsupported`](StoreError::Unsupported) if there are none, more than 255, or their pages differ in size.
     pub fn new(stores: Vec<Arc<dyn Store>>, settings: Settings) -> Result<Self, StoreError> {
-        let start = Instant::now();
-        Self::with_clock(stores, settings, Box::new(move || start.elapsed()))
+        Self::with_clock(stores, settings, clock::from_now())
     }
 
     /// The same, by this clock.
@@ -127,12 +134,18 @@ impl Tier {
             hits: AtomicU64::new(0),
             sunk: AtomicU64::new(0),
             passed: AtomicU64::new(0),
+            large: AtomicU64::new(0),
+            straight: AtomicU64::new(0),
+            kept: AtomicU64::new(0),
         };
-        let tiers = stores.into_iter().zip(&all).map(level).collect();
+        let tiers: Vec<_> = stores.into_iter().zip(&all).map(level).collect();
+        let ages = Ages::new(tiers.len());
         Ok(Self {
             tiers,
             table: Table::new(),
-            moves: RwLock::new(()),
+            moves: Grace::default(),
+            returns: Returns::new(),
+            ages,
             settings,
             capabilities,
             clock,
@@ -142,7 +155,7 @@ impl Tier {
     }
 
     fn second(&self) -> u32 {
-        u32::try_from((self.clock)().as_secs()).unwrap_or(u32::MAX)
+        clock::second((self.clock)())
     }
 
     /// Puts a batch into the first of the tiers from `from` on that takes it; which one.
@@ -167,7 +180,7 @@ impl Tier {
     fn find(&self, want: &Wanted) -> Option<(&Level, Handle)> {
         let second = self.second();
         let (tier, inside) = self.table.with(want.handle, |entry| {
-            entry.used.store(second, Ordering::Relaxed);
+            entry.touch(second);
             (entry.tier, entry.inside)
         })?;
         Some((self.tiers.get(usize::from(tier))?, inside))
@@ -207,15 +220,9 @@ impl Store for Tier {
     fn put(&self, pages: &[Page<'_>], handles: &mut [Option<Handle>]) -> Result<(), StoreError> {
         handles.fill(None);
         check_put(&self.capabilities, pages, handles)?;
-        let tier = self.put_from(0, pages, handles).inspect_err(|error| {
+        self.put_all(pages, handles).inspect_err(|error| {
             self.calls.full.add(matches!(error, StoreError::Full { .. }).into());
         })?;
-        let second = self.second();
-        for (page, handle) in pages.iter().zip(handles) {
-            *handle = handle.map(|inside| {
-                self.table.insert(Entry { tier, inside, key: page.key, used: AtomicU32::new(second) })
-            });
-        }
         self.calls.puts.add(pages.len() as u64);
         Ok(())
     }
@@ -227,7 +234,7 @@ impl Store for Tier {
         out: &mut [u8],
         waiter: &Waiter,
     ) -> Result<Fetch, StoreError> {
-        let _no_move_ends = self.moves.read();
+        let _no_move_ends = self.moves.hold();
         self.fetch_one(&Wanted { handle, key }, out, waiter)
     }
 
@@ -240,7 +247,7 @@ impl Store for Tier {
     ) -> Result<(), StoreError> {
         let page_size = self.capabilities.page_size;
         check_run(page_size, wanted, out, results)?;
-        let _no_move_ends = self.moves.read();
+        let _no_move_ends = self.moves.hold();
         let mut at = 0;
         while at < wanted.len() {
             let each = waiter.for_place(at as u64);
@@ -264,12 +271,16 @@ impl Store for Tier {
     }
 
     fn free(&self, handles: &[Handle]) {
+        let now = self.second();
         for handle in handles {
             let entry = self.table.remove(*handle);
             let level = entry.as_ref().and_then(|entry| self.tiers.get(usize::from(entry.tier)));
             let count = match (entry.as_ref(), level) {
                 (Some(entry), Some(level)) => {
                     level.store.free(&[entry.inside]);
+                    if let Some(stay) = entry.stay() {
+                        self.returns.note(entry.key(), stay, now);
+                    }
                     &self.calls.frees
                 }
                 _ => &self.calls.bad_frees,
@@ -290,9 +301,15 @@ impl Store for Tier {
             stats.same_filled_pages += each.same_filled_pages;
             stats.incompressible_pages += each.incompressible_pages;
         }
-        stats.memory_bytes += self.table.bytes();
+        stats.memory_bytes += self.table.bytes() + self.returns.bytes();
         self.calls.tell(&mut stats);
         stats
+    }
+
+    fn stored_len(&self, handle: Handle) -> Option<usize> {
+        let _no_move_ends = self.moves.hold();
+        let (tier, inside) = self.table.with(handle, |entry| (entry.tier, entry.inside))?;
+        self.tiers.get(usize::from(tier))?.store.stored_len(inside)
     }
 
     fn figures(&self, tell: &mut dyn FnMut(&str, u64)) {
@@ -303,12 +320,17 @@ impl Store for Tier {
                 ("stored_bytes", stats.stored_bytes),
                 ("memory_bytes", stats.memory_bytes),
                 ("device_bytes", stats.device_bytes),
+                ("capacity_bytes", level.capacity.unwrap_or(0)),
                 ("hits", level.hits.load(Ordering::Relaxed)),
                 ("sunk", level.sunk.load(Ordering::Relaxed)),
                 ("passed", level.passed.load(Ordering::Relaxed)),
+                ("too_large", level.large.load(Ordering::Relaxed)),
+                ("put_straight", level.straight.load(Ordering::Relaxed)),
+                ("kept", level.kept.load(Ordering::Relaxed)),
             ] {
                 tell(&format!("tier{number}_{what}"), figure);
             }
+            self.ages.tell(number, tell);
             level.store.figures(&mut |name, figure| tell(&format!("tier{number}_{name}"), figure));
         }
     }

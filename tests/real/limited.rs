@@ -46,10 +46,18 @@ impl Trial {
 
     /// `userswap run` with a limit, a control socket, a report, and the command.
     pub(crate) fn managed(&self, limit: &str, words: &[&str]) -> Command {
+        self.managed_from("", limit, words)
+    }
+
+    /// The same, from and to this store.
+    fn managed_from(&self, store: &str, limit: &str, words: &[&str]) -> Command {
         let (control, report) = (self.place.at("control"), self.place.at("report"));
         let mut all = vec![crate::support::USERSWAP, "run", "-q", "--control", &control, "--report", &report];
         if !limit.is_empty() {
             all.extend(["--limit", limit]);
+        }
+        if !store.is_empty() {
+            all.extend(["--store", store]);
         }
         all.push("--");
         all.extend(words);
@@ -58,7 +66,12 @@ impl Trial {
 
     /// Runs it under a limit.
     pub(crate) fn limited(&self, limit: &str, words: &[&str]) -> (Output, Report) {
-        let mut command = self.managed(limit, words);
+        self.limited_from("", limit, words)
+    }
+
+    /// The same, from and to this store.
+    pub(crate) fn limited_from(&self, store: &str, limit: &str, words: &[&str]) -> (Output, Report) {
+        let mut command = self.managed_from(store, limit, words);
         let child = self.watch.start(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
         let output = child.wait_with_output().unwrap();
         (output, self.report())

@@ -11,6 +11,7 @@ mod pipeline;
 mod python;
 mod redis;
 mod sqlite;
+mod stores;
 mod suite;
 mod threads;
 mod watch;

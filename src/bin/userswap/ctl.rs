@@ -109,6 +109,12 @@ fn print_status(status: &control::Status) {
         store.ratio,
         store.same_filled_pages
     );
+    if store.device_bytes > 0 {
+        println!("             {} of its file or device", Bytes(store.device_bytes));
+    }
+    for (name, figure) in &store.figures {
+        println!("             {name} {figure}");
+    }
     println!("moved        {} pages out, {} in", totals.pages_out, totals.pages_in);
     println!(
         "faults       {}, p50 {} p99 {} max {} µs in the daemon",

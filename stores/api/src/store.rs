@@ -117,6 +117,13 @@ pub trait Store: Send + Sync + 'static {
     /// While other threads are at work the figures may be a moment apart from each other; with none they are exact.
     fn stats(&self) -> Stats;
 
+    /// Bytes the object of a stored page takes, its header included, if the store can say so without waiting: the length a page has as it came, or more, says that it
+    /// didn't compress. 0 for a page that takes no object. Nothing is fetched, and nothing counted.
+    fn stored_len(&self, handle: Handle) -> Option<usize> {
+        let _ = handle;
+        None
+    }
+
     /// Tells what this store counts beside [`stats`](Store::stats), each under a name of its own such as `fetch_p50_ns`. For people and their
     /// tables: names and figures may change from release to release. Layers and stacks tell what is inside them too, under the same
     /// rules. Never blocks.

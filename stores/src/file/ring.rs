@@ -13,30 +13,31 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use parking_lot::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, WeakUnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 use tokio_uring::buf::BoundedBuf;
 use userswap_store::StoreError;
 
 use super::buffer::{BLOCK, Buffer, Full, blocks};
+use super::delivery::{Delivery, Parcel};
+use super::kept::Kept;
 
 /// Requests that are under way at once without waiting for room in the ring.
 const ENTRIES: u32 = 256;
-/// Buffers kept for the next reads, and the longest of them.
-const KEPT: usize = 64;
-const KEPT_LEN: usize = 64 << 10;
+/// Reads of more than this are answered by another thread.
+const SHORT: usize = 4 * BLOCK;
 
 pub(super) struct Ring {
     inbox: Option<UnboundedSender<Request>>,
     thread: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
+    /// After the ring's thread, which sends to it.
+    delivery: Delivery,
 }
 
 struct Shared {
     closed: AtomicBool,
-    /// Memory of kept buffers.
-    memory: AtomicU64,
+    kept: Arc<Kept>,
     /// How often the ring was made anew.
     restarts: AtomicU64,
 }
@@ -55,13 +56,13 @@ struct Request {
 const DEATHS: u32 = 4;
 
 /// A request that is under way: if it is dropped before it ended, it is asked for again.
-struct Held {
+pub(super) struct Held {
     request: Option<Request>,
     inbox: WeakUnboundedSender<Request>,
 }
 
 impl Held {
-    fn give(mut self, result: Result<&mut [u8], Lost>) {
+    pub(super) fn give(mut self, result: Result<&mut [u8], Lost>) {
         if let Some(Request { answer, bytes, .. }) = self.request.take() {
             // Before the answer, so that whoever gets it is the only one to have the bytes.
             drop(bytes);
@@ -163,25 +164,27 @@ impl Ring {
         let failed = |doing| move |source| StoreError::Io { doing, source };
         let shared = Arc::new(Shared {
             closed: AtomicBool::new(false),
-            memory: AtomicU64::new(0),
+            kept: Arc::default(),
             restarts: AtomicU64::new(0),
         });
         let (inbox, requests) = unbounded_channel();
         let (started, has_started) = mpsc::channel();
         let its = Arc::clone(&shared);
         let weak = inbox.downgrade();
+        let (delivery, outbox) = Delivery::start(Arc::clone(&shared.kept))
+            .map_err(failed("starting a thread for what was read"))?;
         let thread = std::thread::Builder::new()
             .name("userswap-ring".into())
-            .spawn(move || run(&file, disturb, (weak, requests), &its, started))
+            .spawn(move || run(&file, disturb, (weak, requests), &outbox, &its, started))
             .map_err(failed("starting a thread for input and output"))?;
         has_started
             .recv()
             .unwrap_or_else(|_| Err(io::Error::other("its thread died")))
             .map_err(failed("making an io_uring (a sandbox or kernel.io_uring_disabled may forbid it)"))?;
-        Ok(Self { inbox: Some(inbox), thread: Some(thread), shared })
+        Ok(Self { inbox: Some(inbox), thread: Some(thread), shared, delivery })
     }
 
-    /// Reads whole blocks. The answer is given on the ring's thread. A closed ring gives none, and says so.
+    /// Reads whole blocks. The answer is given on a thread of the ring's. A closed ring gives none, and says so.
     pub(super) fn read(&self, offset: u64, len: usize, then: Then) -> Result<(), Refused> {
         self.ask(offset, blocks(len), None, then)
     }
@@ -203,7 +206,7 @@ impl Ring {
 
     /// Memory it keeps.
     pub(super) fn bytes(&self) -> u64 {
-        self.shared.memory.load(Ordering::Relaxed)
+        self.shared.kept.bytes()
     }
 
     pub(super) fn restarts(&self) -> u64 {
@@ -214,10 +217,11 @@ impl Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         self.inbox = None;
-        if let Some(thread) = self.thread.take()
-            // Whoever was answered may hold the last of the store.
-            && thread.thread().id() != std::thread::current().id()
-        {
+        let Some(thread) = self.thread.take() else { return };
+        // Whoever was answered may hold the last of the store.
+        if thread.thread().id() == std::thread::current().id() {
+            self.delivery.detach();
+        } else {
             let _ = thread.join();
         }
     }
@@ -227,6 +231,7 @@ fn run(
     file: &File,
     disturb: Option<Arc<dyn Disturb>>,
     (inbox, mut requests): (WeakUnboundedSender<Request>, UnboundedReceiver<Request>),
+    outbox: &mpsc::Sender<Parcel>,
     shared: &Arc<Shared>,
     started: mpsc::Sender<io::Result<()>>,
 ) {
@@ -245,13 +250,13 @@ fn run(
             let device = Rc::new(Device {
                 file: tokio_uring::fs::File::from_std(copy),
                 disturb: disturb.clone(),
-                kept: Mutex::default(),
+                outbox: outbox.clone(),
                 shared: Arc::clone(shared),
             });
             runtime.block_on(serve(&device, &inbox, &mut requests, &done));
             Ok(())
         }));
-        shared.memory.store(0, Ordering::Relaxed);
+        shared.kept.clear();
         match ended {
             Ok(Ok(())) => break,
             Ok(Err(error)) => {
@@ -299,7 +304,7 @@ async fn serve(
 struct Device {
     file: tokio_uring::fs::File,
     disturb: Option<Arc<dyn Disturb>>,
-    kept: Mutex<Vec<Buffer>>,
+    outbox: mpsc::Sender<Parcel>,
     shared: Arc<Shared>,
 }
 
@@ -318,13 +323,18 @@ impl Device {
             let result = self.write(bytes, offset, len, at_once).await;
             return held.give(result.map(|()| &mut [][..]));
         }
-        let buffer = match self.buffer(len) {
+        let buffer = match self.shared.kept.buffer(len) {
             Ok(buffer) => buffer,
             Err(error) => return held.give(Err(Lost::Io(error))),
         };
         let (result, mut buffer) = self.read(buffer, offset, len, at_once).await;
+        if result.is_ok() && len > SHORT {
+            let parcel = Parcel { to: held, buffer, len };
+            // Refused, which isn't while this thread lives, it would be asked for again.
+            return drop(self.outbox.send(parcel));
+        }
         held.give(result.map(|()| &mut buffer[..len]));
-        self.keep(buffer);
+        self.shared.kept.keep(buffer);
     }
 
     async fn read(
@@ -374,25 +384,5 @@ impl Device {
             }
         }
         Ok(())
-    }
-
-    /// A buffer of at least `len` bytes.
-    fn buffer(&self, len: usize) -> io::Result<Buffer> {
-        let mut kept = self.kept.lock();
-        if let Some(at) = kept.iter().rposition(|buffer| buffer.len() >= len) {
-            let buffer = kept.swap_remove(at);
-            self.shared.memory.fetch_sub(buffer.len() as u64, Ordering::Relaxed);
-            return Ok(buffer);
-        }
-        drop(kept);
-        Buffer::new(len.next_power_of_two().max(2 * BLOCK))
-    }
-
-    fn keep(&self, buffer: Buffer) {
-        let mut kept = self.kept.lock();
-        if kept.len() < KEPT && buffer.len() <= KEPT_LEN {
-            self.shared.memory.fetch_add(buffer.len() as u64, Ordering::Relaxed);
-            kept.push(buffer);
-        }
     }
 }

@@ -171,6 +171,10 @@ impl Store for Chaos {
         self.inner.stats()
     }
 
+    fn stored_len(&self, handle: Handle) -> Option<usize> {
+        self.inner.stored_len(handle)
+    }
+
     fn figures(&self, tell: &mut dyn FnMut(&str, u64)) {
         tell("calls_hurt", self.hurt.load(Ordering::Relaxed));
         self.inner.figures(tell);

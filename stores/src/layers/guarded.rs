@@ -201,6 +201,11 @@ impl<G: Guard> Store for Guarded<G> {
         stats
     }
 
+    fn stored_len(&self, handle: Handle) -> Option<usize> {
+        let inner = self.table.with(handle, |(inner, _)| *inner)?;
+        self.inner.stored_len(inner)
+    }
+
     fn figures(&self, tell: &mut dyn FnMut(&str, u64)) {
         tell("damaged", self.shared.damaged.load(Ordering::Relaxed));
         self.inner.figures(tell);

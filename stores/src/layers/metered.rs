@@ -100,6 +100,10 @@ impl Store for Metered {
         self.inner.stats()
     }
 
+    fn stored_len(&self, handle: Handle) -> Option<usize> {
+        self.inner.stored_len(handle)
+    }
+
     fn figures(&self, tell: &mut dyn FnMut(&str, u64)) {
         let times = &self.times;
         for (p50, p99, max, histogram) in [

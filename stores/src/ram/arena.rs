@@ -18,7 +18,7 @@ use map::Mapping;
 pub(crate) use slab::{GRANULE, MAX_ARENA, SLAB_FRAMES, Slab, Slot, TAG_LIMIT};
 
 const MAGIC: [u8; 8] = *b"uswaparn";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const SUPERBLOCK: u64 = 4096;
 /// Memory comes from the kernel in these.
 const KERNEL_PAGE: usize = 4096;
@@ -32,7 +32,8 @@ pub(crate) struct Arena {
 
 impl Arena {
     /// A new arena for pages of `page_size`, of at most `bytes`; less if the address space doesn't allow that.
-    pub(crate) fn create(page_size: usize, bytes: usize) -> io::Result<Self> {
+    /// One that isn't `adoptable` can't be found again.
+    pub(crate) fn create(page_size: usize, bytes: usize, adoptable: bool) -> io::Result<Self> {
         let frame = page_size.max(KERNEL_PAGE);
         let mut slabs = bytes.min(MAX_ARENA).div_ceil(frame * SLAB_FRAMES).max(1);
         let map = loop {
@@ -45,10 +46,10 @@ impl Arena {
         };
         let slabs = u32::try_from(slabs).map_err(io::Error::other)?;
         let arena = Self { map, frame, slabs };
-        arena.map.write_head(
-            0,
-            &Superblock { page_size: page_size as u64, slabs, keeper: Keeper::this() }.encode(),
-        )?;
+        if adoptable {
+            let superblock = Superblock { page_size: page_size as u64, slabs, keeper: Keeper::this() };
+            arena.map.write_head(0, &superblock.encode())?;
+        }
         Ok(arena)
     }
 
@@ -313,7 +314,7 @@ mod tests {
 
     #[test]
     fn memory_is_taken_on_writing_and_given_back() {
-        let arena = Arena::create(4096, 1 << 20).unwrap();
+        let arena = Arena::create(4096, 1 << 20, true).unwrap();
         let mut slab = arena.open_slab(2, 5, 4112, 0, 20..24).unwrap();
         let mut slot = slab.take(3).unwrap();
         arena.bytes_mut(&mut slot).fill(7);
@@ -335,7 +336,7 @@ mod tests {
 
     #[test]
     fn an_arena_in_use_is_not_adopted() {
-        let arena = Arena::create(4096, 1 << 20).unwrap();
+        let arena = Arena::create(4096, 1 << 20, true).unwrap();
         let file = arena.file().try_clone().unwrap();
         let error = Arena::adopt(file.try_clone().unwrap()).err().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);

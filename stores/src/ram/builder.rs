@@ -1,5 +1,6 @@
 //! Making a [`Ram`], new or from what a dead process left behind.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::AtomicU64;
@@ -8,16 +9,18 @@ use parking_lot::Mutex;
 use userswap_store::{Capabilities, Durability, Handle, Integrity, PageKey, StoreError};
 
 use super::arena::{Arena, Slot};
-use super::dictionaries::Dictionaries;
-#[cfg(feature = "ram-zstd")]
-use super::dictionaries::Settings;
+use super::dictionaries::{Dictionaries, Settings};
 use super::index::{Cursor, Index};
 use super::object::{self, Form};
 use super::pool::{Held, NoRoom, Pool};
-use super::{Codec, DICTIONARY_FROM, Ram};
+use super::same::Same;
+use super::writeback::Back;
+use super::{Codec, DICTIONARY_FROM, Ram, Recompress, Writeback};
+use crate::calls::Count;
+use crate::clock::{self, Clock};
 
 /// Makes a [`Ram`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Builder {
     codec: Codec,
     page_size: usize,
@@ -25,7 +28,18 @@ pub struct Builder {
     recoverable: bool,
     dictionary: Option<usize>,
     dictionary_from: u64,
-    dense: Option<i32>,
+    /// `None`: as is usual for the codec.
+    dense: Option<Option<Recompress>>,
+    writeback: Option<Writeback>,
+    deduplicate: bool,
+    clock: Option<Clock>,
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (codec, capacity) = (&self.codec, &self.capacity);
+        f.debug_struct("Builder").field("codec", codec).field("capacity", capacity).finish_non_exhaustive()
+    }
 }
 
 /// The arena's size where the store has no limit of its own: address space, not memory.
@@ -40,7 +54,10 @@ impl Builder {
             recoverable: false,
             dictionary: Some(crate::spec::DICTIONARY),
             dictionary_from: DICTIONARY_FROM,
-            dense: Some(crate::spec::DENSE),
+            dense: None,
+            writeback: None,
+            deduplicate: false,
+            clock: None,
         }
     }
 
@@ -92,8 +109,36 @@ impl Builder {
     /// 6 if it isn't said. It takes several times as long as the default level to compress, and up to twice as long to decompress.
     /// Below the level pages come at it means nothing. Only zstd has it.
     #[must_use]
-    pub fn dense(mut self, level: Option<i32>) -> Self {
-        self.dense = level;
+    pub fn dense(self, level: Option<i32>) -> Self {
+        self.recompress(level.map(Recompress::all))
+    }
+
+    /// As [`dense`](Self::dense), of some pages alone. Here lz4 has it too, where zstd is in the build: what is made denser is zstd then.
+    #[must_use]
+    pub fn recompress(mut self, how: Option<Recompress>) -> Self {
+        self.dense = Some(how);
+        self
+    }
+
+    /// What stays goes into another store.
+    #[must_use]
+    pub fn write_back(mut self, to: Option<Writeback>) -> Self {
+        self.writeback = to;
+        self
+    }
+
+    /// Equal pages of one owner are stored once. It costs a look at every byte of a page that is put and some 34 bytes of memory a page; and such a store can't be
+    /// [rebuilt](Self::rebuild).
+    #[must_use]
+    pub fn deduplicate(mut self, yes: bool) -> Self {
+        self.deduplicate = yes;
+        self
+    }
+
+    /// Pages grow older by this clock.
+    #[must_use]
+    pub fn clock(mut self, clock: Clock) -> Self {
+        self.clock = Some(clock);
         self
     }
 
@@ -110,7 +155,7 @@ impl Builder {
             }
             None => UNLIMITED_ARENA,
         };
-        let arena = Arena::create(self.page_size, bytes)
+        let arena = Arena::create(self.page_size, bytes, !self.deduplicate)
             .map_err(|source| StoreError::Io { doing: "making an arena", source })?;
         Ok(self.over(arena))
     }
@@ -127,6 +172,7 @@ impl Builder {
         let failed = |source: io::Error| StoreError::Io { doing: "reading an arena", source };
         let (arena, page_size) = Arena::adopt(arena).map_err(failed)?;
         self.page_size = page_size;
+        self.deduplicate = false;
         self.check()?;
         let store = self.over(arena);
         let mut found: Vec<(PageKey, Slot, Form, usize)> = Vec::new();
@@ -153,7 +199,9 @@ impl Builder {
         for (key, slot, form, len) in found {
             let needed = object::parse(store.pool.bytes(&slot)).and_then(|(object, _)| object.dictionary());
             let dictionary = needed.and_then(|id| dictionaries.iter().find(|found| found.id() == id));
-            let unreadable = form.with_dictionary() && dictionary.is_none();
+            // What is elsewhere is gone with the store that had it.
+            let unreadable = matches!(form, Form::Elsewhere | Form::Same)
+                || form.with_dictionary() && dictionary.is_none();
             if unreadable || handles.last().is_some_and(|(last, _)| *last == key) {
                 store.drop_object(slot);
                 continue;
@@ -168,17 +216,34 @@ impl Builder {
         Ok((store, handles))
     }
 
+    fn recompressing(&self) -> Option<Recompress> {
+        self.dense.unwrap_or_else(|| self.codec.level().map(|_| Recompress::all(crate::spec::DENSE)))
+    }
+
     fn check(&self) -> Result<(), StoreError> {
         if !self.page_size.is_power_of_two() || !(256..=65536).contains(&self.page_size) {
             return Err(StoreError::Unsupported {
                 what: "page sizes other than powers of two from 256 to 65536",
             });
         }
-        #[cfg(feature = "ram-zstd")]
-        if let Codec::Zstd { level } = self.codec
-            && ![Some(level), self.dense].iter().flatten().all(|level| (-7..=19).contains(level))
-        {
+        let dense = self.recompressing().map(|dense| dense.level);
+        if ![self.codec.level(), dense].iter().flatten().all(|level| (-7..=19).contains(level)) {
             return Err(StoreError::Unsupported { what: "zstd levels other than -7 to 19" });
+        }
+        if self.deduplicate && self.recoverable {
+            return Err(StoreError::Unsupported {
+                what: "storing equal pages once where they are to be found again",
+            });
+        }
+        if dense.is_some() && cfg!(not(feature = "ram-zstd")) {
+            return Err(StoreError::Unsupported { what: "compressing again, which takes zstd" });
+        }
+        if let Some(back) = &self.writeback
+            && back.store.capabilities().page_size != self.page_size
+        {
+            return Err(StoreError::Unsupported {
+                what: "writing back to a store with pages of another size",
+            });
         }
         if self.dictionary.is_some_and(|bytes| !(1 << 10..=1 << 20).contains(&bytes)) {
             return Err(StoreError::Unsupported {
@@ -199,22 +264,28 @@ impl Builder {
         {
             capabilities.fetches_in_handlers = self.codec == Codec::Lz4;
         }
-        let settings = match self.codec {
-            #[cfg(feature = "ram-zstd")]
-            Codec::Zstd { level } => {
-                self.dictionary.map(|size| Settings { size, from_pages: self.dictionary_from, level })
-            }
-            #[cfg(feature = "ram-lz4")]
-            Codec::Lz4 => None,
-        };
-        let dense = match self.codec {
-            #[cfg(feature = "ram-zstd")]
-            Codec::Zstd { level } => self.dense.filter(|dense| *dense > level),
-            #[cfg(feature = "ram-lz4")]
-            Codec::Lz4 => None,
-        };
-        let held = Held::new(self.capacity);
-        let (pool, index) = (Pool::new(arena, self.page_size), Index::new());
+        let dense =
+            self.recompressing().filter(|dense| self.codec.level().is_none_or(|level| dense.level > level));
+        // Dictionaries are for the level pages are first zstd at.
+        let settings = self.codec.level().or(dense.map(|dense| dense.level)).and_then(|level| {
+            self.dictionary.map(|size| Settings { size, from_pages: self.dictionary_from, level })
+        });
+        let ages = self.writeback.is_some() || dense.is_some_and(|dense| dense.kinds.ask_for_age());
+        if let Some(back) = &self.writeback {
+            let there = back.store.capabilities();
+            capabilities.max_batch = capabilities.max_batch.min(there.max_batch);
+            capabilities.capacity = None;
+            capabilities.fetch = there.fetch;
+            capabilities.durability = Durability::Process;
+            capabilities.integrity = capabilities.integrity.min(there.integrity);
+            capabilities.groups_pages = there.groups_pages;
+        }
+        if self.deduplicate {
+            capabilities.deduplicates = true;
+            capabilities.durability = Durability::Process;
+        }
+        let held = Held::new(self.capacity, self.writeback.is_some() || dense.is_some());
+        let (pool, index) = (Pool::new(arena, self.page_size), Index::new(ages));
         held.add((size_of::<Ram>() + pool.overhead() + index.overhead()) as u64);
         Ram {
             codec: self.codec,
@@ -233,6 +304,11 @@ impl Builder {
             dictionaries: Dictionaries::new(settings),
             dense,
             sweep: Mutex::default(),
+            same: self.deduplicate.then(Same::default),
+            back: self.writeback.map(Back::new),
+            clock: self.clock.unwrap_or_else(clock::from_now),
+            recompressed: Count::default(),
+            compacted_bytes: Count::default(),
         }
     }
 }

@@ -24,6 +24,16 @@ pub enum Codec {
 }
 
 impl Codec {
+    /// zstd's level, if it is zstd.
+    pub(crate) fn level(self) -> Option<i32> {
+        match self {
+            #[cfg(feature = "ram-lz4")]
+            Self::Lz4 => None,
+            #[cfg(feature = "ram-zstd")]
+            Self::Zstd { level } => Some(level),
+        }
+    }
+
     /// Its name in a store's specification.
     pub fn name(self) -> &'static str {
         match self {
@@ -219,7 +229,7 @@ pub(crate) fn decode_plainly(
     page: &mut [u8],
 ) -> Option<Result<(), &'static str>> {
     let decoded = match form {
-        Form::Raw => (payload.len() == page.len()).then(|| {
+        Form::Raw | Form::DenseRaw => (payload.len() == page.len()).then(|| {
             page.copy_from_slice(payload);
             payload.len()
         }),
@@ -231,7 +241,7 @@ pub(crate) fn decode_plainly(
             Err(_) => return Some(Err("length of a repeated word")),
         },
         #[cfg(feature = "ram-lz4")]
-        Form::Lz4 => lz4_flex::block::decompress_into(payload, page).ok(),
+        Form::Lz4 | Form::DenseLz4 => lz4_flex::block::decompress_into(payload, page).ok(),
         _ => return None,
     };
     Some(filled_exactly(decoded, page))

@@ -6,7 +6,7 @@ use super::Ram;
 use super::arena::Slot;
 use super::index::Cursor;
 use super::object;
-use super::pool::Packing;
+use super::pool::{Packing, Purpose};
 
 impl Ram {
     /// Packs each class, at most about `budget`, and gives idle memory back.
@@ -53,6 +53,9 @@ impl Ram {
         }
         self.give_back();
         done.released_bytes = held_before.saturating_sub(self.held.bytes());
+        if done.moved_bytes > 0 {
+            self.compacted_bytes.add(done.released_bytes);
+        }
         done
     }
 
@@ -62,7 +65,7 @@ impl Ram {
         if end.is_none_or(|end| slot.offset() < *end) {
             return 0;
         }
-        let Ok(mut lower) = self.pool.take(slot.len(), &self.held) else { return 0 };
+        let Ok(mut lower) = self.pool.take(slot.len(), &self.held, Purpose::Upkeep) else { return 0 };
         if lower.offset() >= slot.offset() {
             self.pool.give(lower, &self.held);
             return 0;

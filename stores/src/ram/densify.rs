@@ -2,16 +2,18 @@
 //! takes too long for putting.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use userswap_store::{Budget, Handle, Maintained, OwnerId, PageKey};
 
 use super::arena::Slot;
-use super::codec::{Codec, Coder, Prepared, Scratch, train, with_scratch};
+use super::codec::{Coder, Prepared, Scratch, train, with_scratch};
 use super::dictionaries::{Owner, SAMPLES, Settings};
 use super::dictionary::{Dictionary, DictionaryId, chains};
-use super::index::{Cursor, EntryId, Named, named};
+use super::index::{Cursor, EntryId, Named, Shard, named};
+use super::kinds::{Kinds, Tour, second};
 use super::object;
-use super::pool::{Held, NoRoom};
+use super::pool::{Held, NoRoom, Purpose};
 use super::{DICTIONARY_FROM, Ram, codec};
 
 /// A dictionary that saves less than this part of the bytes isn't worth the work.
@@ -25,13 +27,30 @@ const HELD_OUT: usize = 5;
 /// Dictionaries that are ready to compress densely with, at a time.
 const CODERS: usize = 4;
 
+/// What is compressed again, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recompress {
+    /// The zstd level, from −7 to 19.
+    pub level: i32,
+    /// Which pages.
+    pub kinds: Kinds,
+    /// For so long they were neither put nor fetched, where that is asked for.
+    pub idle: Duration,
+    /// Only objects of so many bytes or more.
+    pub threshold: usize,
+}
+
+impl Recompress {
+    /// Everything, at this level.
+    pub const fn all(level: i32) -> Self {
+        Self { level, kinds: Kinds::ALL, idle: Duration::ZERO, threshold: 0 }
+    }
+}
+
 /// The way through all objects. Who holds it does the background work.
 #[derive(Default)]
 pub(super) struct Sweep {
-    /// Where it is; `None` at rest.
-    at: Option<Cursor>,
-    /// Pages put when it began: with more there is something to do.
-    puts: u64,
+    tour: Tour,
     /// The latest last. They are gone when it comes to rest.
     coders: Vec<(DictionaryId, Coder)>,
 }
@@ -47,7 +66,7 @@ impl Sweep {
                     self.let_go(1, &store.held);
                 }
                 let coder = Coder::new(&dictionary.content(&store.pool), level)?;
-                store.held.reserve(coder.bytes() as u64).ok()?;
+                store.held.reserve_for(Purpose::Upkeep, coder.bytes() as u64).ok()?;
                 self.coders.push((id, coder));
             }
         }
@@ -59,13 +78,21 @@ impl Sweep {
     }
 }
 
-/// An object as it was found, to be compressed again.
-struct Found {
-    entry: EntryId,
+/// An object as it was found, to be compressed again or put elsewhere.
+pub(super) struct Found {
+    pub(super) entry: EntryId,
     bytes: Vec<u8>,
     old: Option<Arc<Dictionary>>,
     /// What to compress it with. Perhaps the same.
     new: Option<Arc<Dictionary>>,
+}
+
+/// What became of a found object's place.
+pub(super) struct Replaced {
+    /// The new one is in it.
+    pub(super) done: bool,
+    /// The shard let this one go.
+    released: Option<Arc<Dictionary>>,
 }
 
 impl Ram {
@@ -85,23 +112,22 @@ impl Ram {
                     && let Some((samples, seen)) = owner.due(settings)
                     && self.renew(scratch, settings, id, &owner, &samples, seen)
                 {
-                    sweep.at = Some(Cursor::default());
+                    sweep.tour.at = Some(Cursor::default());
                     done.moved_bytes += samples.len() as u64 * self.work_a_page(false);
                     break;
                 }
             }
-            let puts = self.index.counts().puts;
-            if self.dense.is_some() && sweep.at.is_none() && sweep.puts != puts {
-                (sweep.at, sweep.puts) = (Some(Cursor::default()), puts);
+            if let Some(dense) = self.dense {
+                sweep.tour.begin(self.index.counts().puts, self.index.now(), dense.kinds, dense.idle);
             }
-            while let Some(cursor) = sweep.at {
+            while let Some(cursor) = sweep.tour.at {
                 if done.moved_bytes >= budget.bytes {
                     done.more = true;
                     break;
                 }
-                sweep.at = self.step(scratch, &mut sweep, cursor, &mut done);
+                sweep.tour.at = self.step(scratch, &mut sweep, cursor, &mut done);
             }
-            if sweep.at.is_none() {
+            if sweep.tour.at.is_none() {
                 let all = sweep.coders.len();
                 sweep.let_go(all, &self.held);
             }
@@ -156,10 +182,7 @@ impl Ram {
         // Its first objects: from now on it is theirs.
         for (handle, _) in samples {
             if let Some(Named::Entry(entry)) = named(*handle) {
-                let found = self.index.look(entry).and_then(|shard| {
-                    let slot = shard.slot(entry)?;
-                    self.found(entry, slot, |id| shard.dictionary(id).map(Arc::clone))
-                });
+                let found = self.index.look(entry).and_then(|shard| self.found(&shard, entry, None));
                 if let Some(found) = found {
                     self.again(scratch, None, &found);
                 }
@@ -201,7 +224,7 @@ impl Ram {
         for page in &to_judge {
             before += match old {
                 Some(old) => scratch.encode_with(old.prepared().coder(), old.id(), page).1.len(),
-                None => scratch.encode(self.codec, page).1.len(),
+                None => scratch.encode(densest(settings.level)?, page).1.len(),
             };
             after += scratch.encode_with(prepared.coder(), id, page).1.len();
         }
@@ -223,27 +246,27 @@ impl Ram {
         let found: Vec<Found> = {
             let shard = self.index.look_at(cursor)?;
             let Some(entries) = shard.group(cursor) else { return Some(cursor.next_shard()) };
-            let dictionary = |id| shard.dictionary(id).map(Arc::clone);
-            entries.filter_map(|(entry, slot)| self.found(entry, slot, dictionary)).collect()
+            let mut tour = Some(&mut sweep.tour);
+            entries.filter_map(|(entry, _)| self.found(&shard, entry, tour.as_deref_mut())).collect()
         };
         for found in &found {
-            self.again(scratch, self.dense.map(|level| (level, &mut *sweep)), found);
+            self.again(scratch, self.dense.map(|dense| (dense.level, &mut *sweep)), found);
             done.moved_bytes += self.work_a_page(self.dense.is_some());
         }
         Some(cursor.next_group())
     }
 
-    /// A copy of the object in this slot, if its owner has a dictionary that it isn't made with, or it can be denser. The copy's
-    /// dictionaries are used until [`again`](Self::again) is done with it.
-    fn found(
-        &self,
-        entry: EntryId,
-        slot: &Slot,
-        dictionary: impl Fn(DictionaryId) -> Option<Arc<Dictionary>>,
-    ) -> Option<Found> {
-        let bytes = self.pool.bytes(slot);
-        let (object, _) = object::parse(bytes)?;
-        if !object.form.is_zstd() {
+    /// A copy of the object of this entry, if it is to be compressed again: its owner has a dictionary that it isn't made with, or it can be
+    /// denser, and a tour is out for its kind. The copy's dictionaries are used until [`again`](Self::again) is done with it.
+    fn found(&self, shard: &Shard, entry: EntryId, tour: Option<&mut Tour>) -> Option<Found> {
+        let (object, _) = object::parse(self.pool.bytes(shard.slot(entry)?))?;
+        let with_dictionaries = object.form.is_zstd() && self.dictionaries.settings().is_some();
+        if !object.form.is_page() || object.form.is_dense() && !with_dictionaries {
+            return None;
+        }
+        if let Some(tour) = tour
+            && !self.is_toured(shard, entry, &object, tour)
+        {
             return None;
         }
         let release = |used: &Option<Arc<Dictionary>>| {
@@ -255,45 +278,76 @@ impl Ram {
             release(&current);
             return None;
         }
-        let old = object.dictionary().and_then(dictionary);
-        // Without its dictionary it can't be read.
-        if old.is_none() && object.dictionary().is_some() || old.as_ref().is_some_and(|old| !old.acquire()) {
+        let Some(mut found) = self.copied(shard, entry, &object) else {
             release(&current);
             return None;
-        }
+        };
         // An owner that has none any more keeps what it has.
-        let new = match (current, &old) {
+        found.new = match (current, &found.old) {
             (None, Some(old)) if old.acquire() => Some(Arc::clone(old)),
             (current, _) => current,
         };
-        let bytes = bytes[..object::HEADER + object.payload.len()].to_vec();
-        Some(Found { entry, bytes, old, new })
+        Some(found)
+    }
+
+    /// The tour is for objects like this one. Without [`Recompress`] it is for those that were made without the owner's dictionary.
+    fn is_toured(&self, shard: &Shard, entry: EntryId, object: &object::Object<'_>, tour: &mut Tour) -> bool {
+        let Some(dense) = self.dense else { return object.form.is_zstd() };
+        let long = object.payload.len() >= dense.threshold;
+        let unused = self.index.now().saturating_sub(shard.touched_at(entry));
+        let wants = |idle| long && dense.kinds.wants(object.form, idle);
+        let is_toured = wants(unused >= second(dense.idle));
+        tour.passed_young |= !is_toured && wants(true);
+        is_toured
+    }
+
+    /// A copy of an object, whose dictionary is used until the copy is [let go](Self::let_go_of). `None` if it can't be read for want
+    /// of that dictionary.
+    pub(super) fn copied(&self, shard: &Shard, entry: EntryId, object: &object::Object<'_>) -> Option<Found> {
+        let old = match object.dictionary() {
+            Some(id) => Some(Arc::clone(shard.dictionary(id).filter(|old| old.acquire())?)),
+            None => None,
+        };
+        let bytes = self.pool.bytes(shard.slot(entry)?)[..object::HEADER + object.payload.len()].to_vec();
+        Some(Found { entry, bytes, old, new: None })
+    }
+
+    /// The page of a found object; which it is, if it is whole.
+    pub(super) fn page_of(&self, scratch: &mut Scratch, found: &Found, page: &mut [u8]) -> Option<PageKey> {
+        let object = object::verified(&found.bytes)?;
+        match &found.old {
+            Some(old) => scratch.decode_with(old.prepared(), object.payload, page),
+            None => scratch.decode(object.form, object.payload, page),
+        }
+        .ok()?;
+        Some(object.key)
+    }
+
+    /// Ends the use of a found object's dictionaries.
+    pub(super) fn let_go_of(&self, found: &Found, replaced: Option<&Replaced>) {
+        let released = replaced.and_then(|replaced| replaced.released.as_ref());
+        for dictionary in [found.new.as_ref(), found.old.as_ref(), released].into_iter().flatten() {
+            self.dictionaries.release(dictionary, &self.pool, &self.held);
+        }
     }
 
     /// Compresses a found object, densely if that is said, and replaces it, if that is smaller, or as dense as it gets, and it is
     /// still there.
     fn again(&self, scratch: &mut Scratch, densely: Option<(i32, &mut Sweep)>, found: &Found) {
-        let released = self.anew(scratch, densely, found);
-        let used = [found.new.as_ref(), found.old.as_ref(), released.as_ref()];
-        for dictionary in used.into_iter().flatten() {
-            self.dictionaries.release(dictionary, &self.pool, &self.held);
-        }
+        let replaced = self.anew(scratch, densely, found);
+        self.let_go_of(found, replaced.as_ref());
     }
 
-    /// As [`again`](Self::again); answers the dictionary a shard let go.
+    /// As [`again`](Self::again), without letting go.
     fn anew(
         &self,
         scratch: &mut Scratch,
         densely: Option<(i32, &mut Sweep)>,
         found: &Found,
-    ) -> Option<Arc<Dictionary>> {
+    ) -> Option<Replaced> {
         let mut page = vec![0; self.capabilities.page_size];
+        self.page_of(scratch, found, &mut page)?;
         let object = object::verified(&found.bytes)?;
-        match &found.old {
-            Some(old) => scratch.decode_with(old.prepared(), object.payload, &mut page),
-            None => scratch.decode(object.form, object.payload, &mut page),
-        }
-        .ok()?;
         let is_dense = densely.is_some();
         let (form, made) = match (&found.new, densely) {
             (Some(new), Some((level, sweep))) => {
@@ -304,8 +358,14 @@ impl Ram {
             (None, None) => return None,
         };
         let form = if is_dense { form.dense() } else { form };
-        if form.is_zstd() && (made.len() < found.bytes.len() || found.new_differs()) {
+        // zstd takes twice as long to decode as lz4, so a page isn't made zstd for nothing.
+        let least = if object.form.is_zstd() { 0 } else { found.bytes.len() / 16 };
+        let anyway = found.new_differs() && object.form.is_zstd();
+        if form.is_zstd() && (made.len() + least < found.bytes.len() || anyway) {
             let mark = object::write_header(object.key, form, made);
+            if is_dense {
+                self.recompressed.add(1);
+            }
             return self.replace(found, made, mark, found.new.as_ref());
         }
         // As small as it was: that it is as dense as it gets is worth knowing.
@@ -314,19 +374,20 @@ impl Ram {
         if is_dense { self.replace(found, &same, mark, found.old.as_ref()) } else { None }
     }
 
-    /// Puts a new object, made with this dictionary, in a found one's place, if it takes no more memory; answers the dictionary the
-    /// shard let go.
-    fn replace(
+    /// Puts a new object, made with this dictionary, in a found one's place, if it takes no more memory. `None`: there was nowhere to
+    /// make it.
+    pub(super) fn replace(
         &self,
         found: &Found,
         object: &[u8],
         mark: u32,
         dictionary: Option<&Arc<Dictionary>>,
-    ) -> Option<Arc<Dictionary>> {
-        let mut place = self.pool.take(object.len(), &self.held).ok()?;
-        let mut released = None;
+    ) -> Option<Replaced> {
+        let was = object::parse(&found.bytes)?.0.form;
+        let mut place = self.pool.take(object.len(), &self.held, Purpose::Upkeep).ok()?;
+        let mut replaced = Replaced { done: false, released: None };
         let unused = {
-            let mut shard = self.index.write(found.entry)?;
+            let Some(mut shard) = self.index.write(found.entry) else { return Some(replaced) };
             let there = shard.slot_mut(found.entry).filter(|slot| {
                 // The same bytes under the same entry: whatever has become of it meanwhile, it is this page.
                 self.pool.bytes(slot).starts_with(&found.bytes) && place.len() <= slot.len()
@@ -334,36 +395,48 @@ impl Ram {
             match there {
                 Some(slot) => {
                     object::commit(self.pool.bytes_mut(&mut place), object, mark);
+                    let (_, is) = object::stored_len(self.pool.bytes(&place));
                     let mut old = std::mem::replace(slot, place.tagged(found.entry.tag()));
                     object::retire(self.pool.bytes_mut(&mut old));
-                    shard.resized(found.bytes.len(), object.len());
+                    shard.became((was, found.bytes.len()), (is.unwrap_or(was), object.len()));
                     if let Some(dictionary) = dictionary {
                         shard.keep(dictionary);
                     }
-                    released = found.old.as_ref().and_then(|old| shard.let_go(old.id()));
+                    replaced.released = found.old.as_ref().and_then(|old| shard.let_go(old.id()));
+                    replaced.done = true;
                     old
                 }
                 None => place,
             }
         };
         self.pool.give(unused, &self.held);
-        released
+        Some(replaced)
     }
 
     /// The page a handle names, for background work: not counted as fetched.
     fn peek(&self, scratch: &mut Scratch, handle: Handle, key: PageKey, out: &mut [u8]) -> Option<()> {
         let Some(Named::Entry(entry)) = named(handle) else { return None };
+        self.peek_entry(scratch, entry, out).filter(|found| *found == key).map(|_| ())
+    }
+
+    /// The page in an entry, and under which key.
+    pub(super) fn peek_entry(
+        &self,
+        scratch: &mut Scratch,
+        entry: EntryId,
+        out: &mut [u8],
+    ) -> Option<PageKey> {
         let shard = self.index.look(entry)?;
-        let object =
-            object::verified(self.pool.bytes(shard.slot(entry)?)).filter(|object| object.key == key)?;
+        let object = object::verified(self.pool.bytes(shard.slot(entry)?))?;
         match object.dictionary() {
-            Some(id) => scratch.decode_with(shard.dictionary(id)?.prepared(), object.payload, out).ok(),
-            None => scratch.decode(object.form, object.payload, out).ok(),
+            Some(id) => scratch.decode_with(shard.dictionary(id)?.prepared(), object.payload, out).ok()?,
+            None => scratch.decode(object.form, object.payload, out).ok()?,
         }
+        Some(object.key)
     }
 
     /// The handle names no page any more.
-    fn is_gone(&self, handle: Handle) -> bool {
+    pub(super) fn is_gone(&self, handle: Handle) -> bool {
         let Some(Named::Entry(entry)) = named(handle) else { return true };
         self.index.look(entry).is_none_or(|shard| shard.slot(entry).is_none())
     }
@@ -393,6 +466,15 @@ impl Ram {
 }
 
 impl Found {
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What it takes to read it. It is in use.
+    pub(super) fn dictionary(&self) -> Option<&Arc<Dictionary>> {
+        self.old.as_ref()
+    }
+
     fn new_differs(&self) -> bool {
         let id = |dictionary: &Option<Arc<Dictionary>>| dictionary.as_ref().map(|dictionary| dictionary.id());
         id(&self.new) != id(&self.old)
@@ -401,11 +483,11 @@ impl Found {
 
 /// What compresses densely without a dictionary.
 #[cfg(feature = "ram-zstd")]
-fn densest(level: i32) -> Option<Codec> {
-    Some(Codec::Zstd { level })
+fn densest(level: i32) -> Option<codec::Codec> {
+    Some(codec::Codec::Zstd { level })
 }
 
 #[cfg(not(feature = "ram-zstd"))]
-fn densest(_: i32) -> Option<Codec> {
+fn densest(_: i32) -> Option<codec::Codec> {
     None
 }

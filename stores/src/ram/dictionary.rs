@@ -16,7 +16,7 @@ use userswap_store::{OwnerId, PageKey};
 use super::arena::Slot;
 use super::codec::Prepared;
 use super::object::{self, Form, HEADER};
-use super::pool::{Held, NoRoom, Pool};
+use super::pool::{Held, NoRoom, Pool, Purpose};
 
 /// So many dictionaries there can be at a time.
 pub(crate) const PLACES: usize = 1 << PLACE_BITS;
@@ -81,7 +81,7 @@ impl Dictionary {
             object.extend_from_slice(piece);
             let key = PageKey { owner, page: (count as u64) << 16 | number, generation: id.0 };
             let mark = object::write_header(key, Form::Dictionary, &mut object);
-            match pool.take(object.len(), held) {
+            match pool.take(object.len(), held, Purpose::Put) {
                 Ok(mut slot) => {
                     object::commit(pool.bytes_mut(&mut slot), &object, mark);
                     made.pieces.get_mut().push(slot);

@@ -11,7 +11,7 @@
 //! ```
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam::utils::CachePadded;
@@ -19,6 +19,7 @@ use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use userswap_store::{Handle, PageKey};
 
 use super::arena::{Slot, TAG_LIMIT};
+use super::counts::Counts;
 use super::dictionary::{Dictionary, DictionaryId};
 use super::object::Form;
 use super::pool::{Held, NoRoom};
@@ -34,6 +35,10 @@ const FILLED: u64 = 1 << 63;
 /// few instructions, or while background work moves a few objects.
 pub(crate) struct Index {
     shards: Box<[CachePadded<Cell>]>,
+    /// When pages were last put or fetched is kept, at four bytes each.
+    ages: bool,
+    /// Second of the store's clock when anybody last looked at that: fetches don't.
+    now: AtomicU32,
 }
 
 struct Cell {
@@ -64,18 +69,7 @@ pub(crate) const BYTES_A_DICTIONARY: usize = SHARDS * size_of::<Option<Used>>();
 struct Chunk {
     slots: [Option<Slot>; ENTRIES],
     used: [u64; ENTRIES / 64],
-}
-
-/// What a shard's entries amount to.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Counts {
-    pub(crate) pages: u64,
-    pub(crate) stored_bytes: u64,
-    pub(crate) raw: u64,
-    pub(crate) filled: u64,
-    pub(crate) puts: u64,
-    pub(crate) frees: u64,
-    pub(crate) fetches: u64,
+    touched: Option<Box<[AtomicU32; ENTRIES]>>,
 }
 
 /// What a handle's value says.
@@ -102,9 +96,34 @@ impl EntryId {
 }
 
 impl Index {
-    pub(crate) fn new() -> Self {
+    /// An empty one. `ages`: it is to know when pages were last put or fetched.
+    pub(crate) fn new(ages: bool) -> Self {
         let cell = || Cell { shard: RwLock::default(), fetches: AtomicU64::new(0) };
-        Self { shards: (0..SHARDS).map(|_| CachePadded::new(cell())).collect() }
+        let shards = (0..SHARDS).map(|_| CachePadded::new(cell())).collect();
+        Self { shards, ages, now: AtomicU32::new(0) }
+    }
+
+    /// Sets the time by which pages are put and fetched from now on, in seconds.
+    pub(crate) fn set_now(&self, second: u32) {
+        self.now.store(second, Ordering::Relaxed);
+    }
+
+    pub(crate) fn now(&self) -> u32 {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    /// Ages are kept.
+    pub(crate) fn keeps_ages(&self) -> bool {
+        self.ages
+    }
+
+    /// An entry of this shard was fetched.
+    pub(crate) fn touch(&self, shard: &Shard, id: EntryId) {
+        if self.ages
+            && let Some(touched) = shard.touched(id)
+        {
+            touched.store(self.now(), Ordering::Relaxed);
+        }
     }
 
     /// Bytes the index itself takes, without chunks.
@@ -125,7 +144,8 @@ impl Index {
     ) -> Result<Handle, (Slot, NoRoom)> {
         let shard_number = hash(key) as usize % SHARDS;
         let mut shard = self.shards[shard_number].write();
-        let handle = shard.insert(shard_number, slot, form, len, held)?;
+        let age = self.ages.then(|| self.now());
+        let handle = shard.insert(shard_number, slot, form, len, age, held)?;
         if let Some(dictionary) = dictionary {
             shard.keep(dictionary);
         }
@@ -149,14 +169,16 @@ impl Index {
         Some(cell.shard.read())
     }
 
-    /// The shard an entry is in, for reading, if nobody writes to it. Counts a fetch. `Err`: there is no such shard.
+    /// The shard an entry is in, for reading, if nobody writes to it. `Err`: there is no such shard.
     pub(crate) fn try_read(&self, id: EntryId) -> Result<Option<RwLockReadGuard<'_, Shard>>, ()> {
-        let cell = self.shards.get(id.shard).ok_or(())?;
-        let shard = cell.shard.try_read();
-        if shard.is_some() {
+        Ok(self.shards.get(id.shard).ok_or(())?.shard.try_read())
+    }
+
+    /// Counts a fetch by way of [`try_read`](Self::try_read).
+    pub(crate) fn count_fetch(&self, id: EntryId) {
+        if let Some(cell) = self.shards.get(id.shard) {
             cell.fetches.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(shard)
     }
 
     /// The shard an entry is in, for writing.
@@ -178,6 +200,9 @@ impl Index {
             sum.stored_bytes += counts.stored_bytes;
             sum.raw += counts.raw;
             sum.filled += counts.filled;
+            sum.elsewhere += counts.elsewhere;
+            sum.same += counts.same;
+            sum.raw_puts += counts.raw_puts;
             sum.puts += counts.puts;
             sum.frees += counts.frees;
             sum.fetches += cell.fetches.load(Ordering::Relaxed);
@@ -192,7 +217,7 @@ impl Index {
             for chunk in &mut shard.chunks {
                 if chunk.as_ref().is_some_and(|chunk| chunk.used == [0; ENTRIES / 64]) {
                     *chunk = None;
-                    held.release(size_of::<Chunk>() as u64);
+                    held.release(Chunk::bytes(self.ages));
                 }
             }
         }
@@ -219,7 +244,7 @@ impl Cell {
 }
 
 /// Where background work is in the index.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Cursor {
     shard: usize,
     /// Which [`GROUP`] of the shard's entries.
@@ -248,6 +273,7 @@ impl Shard {
         slot: Slot,
         form: Form,
         len: usize,
+        now: Option<u32>,
         held: &Held,
     ) -> Result<Handle, (Slot, NoRoom)> {
         let at = match self.open.iter().position(|word| *word != 0) {
@@ -263,14 +289,17 @@ impl Shard {
         let chunk = match &mut self.chunks[at] {
             Some(chunk) => chunk,
             empty => {
-                if let Err(error) = held.reserve(size_of::<Chunk>() as u64) {
+                if let Err(error) = held.reserve(Chunk::bytes(now.is_some())) {
                     self.open[at / 64] |= 1 << (at % 64);
                     return Err((slot, error));
                 }
-                empty.insert(Box::new(Chunk { slots: [const { None }; ENTRIES], used: [0; ENTRIES / 64] }))
+                empty.insert(Box::new(Chunk::new(now.is_some())))
             }
         };
         let (within, full) = chunk.insert(slot.tagged(tag));
+        if let (Some(touched), Some(now)) = (&mut chunk.touched, now) {
+            *touched[within].get_mut() = now;
+        }
         let bit = 1 << (at % 64);
         if full {
             self.open[at / 64] &= !bit;
@@ -280,8 +309,8 @@ impl Shard {
         self.counts.pages += 1;
         self.counts.puts += 1;
         self.counts.stored_bytes += len as u64;
-        self.counts.raw += u64::from(form == Form::Raw);
-        self.counts.filled += u64::from(form == Form::Filled);
+        self.counts.raw_puts += u64::from(form.is_raw());
+        *self.counts.of(form) += 1;
         let entry = (at * ENTRIES + within) as u64;
         let raw = u64::from(tag) << 48 | entry << SHARD_BITS | shard_number as u64;
         Ok(Handle::from_raw(raw).unwrap_or(Handle::MIN))
@@ -307,10 +336,13 @@ impl Shard {
         self.open[at / 64] |= 1 << (at % 64);
         self.counts.pages -= 1;
         self.counts.stored_bytes = self.counts.stored_bytes.saturating_sub(len as u64);
-        self.counts.raw = self.counts.raw.saturating_sub(u64::from(form == Some(Form::Raw)));
-        self.counts.filled = self.counts.filled.saturating_sub(u64::from(form == Some(Form::Filled)));
+        if let Some(form) = form {
+            let count = self.counts.of(form);
+            *count = count.saturating_sub(1);
+        }
         if undo {
             self.counts.puts -= 1;
+            self.counts.raw_puts -= u64::from(form.is_some_and(Form::is_raw));
         } else {
             self.counts.frees += 1;
         }
@@ -349,9 +381,22 @@ impl Shard {
         Some(&used.dictionary).filter(|dictionary| dictionary.id() == id)
     }
 
-    /// An object of `from` bytes has `to` from now on.
-    pub(crate) fn resized(&mut self, from: usize, to: usize) {
-        self.counts.stored_bytes = self.counts.stored_bytes.saturating_sub(from as u64) + to as u64;
+    /// An object has another form and length from now on.
+    pub(crate) fn became(&mut self, from: (Form, usize), to: (Form, usize)) {
+        self.counts.stored_bytes = self.counts.stored_bytes.saturating_sub(from.1 as u64) + to.1 as u64;
+        let count = self.counts.of(from.0);
+        *count = count.saturating_sub(1);
+        *self.counts.of(to.0) += 1;
+    }
+
+    fn touched(&self, id: EntryId) -> Option<&AtomicU32> {
+        let chunk = self.chunks.get(id.entry / ENTRIES)?.as_ref()?;
+        chunk.touched.as_ref().map(|touched| &touched[id.entry % ENTRIES])
+    }
+
+    /// The second an entry was last put or fetched; 0 where that isn't kept.
+    pub(crate) fn touched_at(&self, id: EntryId) -> u32 {
+        self.touched(id).map_or(0, |touched| touched.load(Ordering::Relaxed))
     }
 
     /// The entries of the cursor's group; `None` past the last one.
@@ -376,6 +421,17 @@ impl Shard {
 }
 
 impl Chunk {
+    fn new(ages: bool) -> Self {
+        let touched = ages.then(|| Box::new([const { AtomicU32::new(0) }; ENTRIES]));
+        Self { slots: [const { None }; ENTRIES], used: [0; ENTRIES / 64], touched }
+    }
+
+    /// What one takes.
+    fn bytes(ages: bool) -> u64 {
+        let touched = if ages { size_of::<[AtomicU32; ENTRIES]>() } else { 0 };
+        (size_of::<Self>() + touched) as u64
+    }
+
     /// Puts a slot into the lowest empty entry; the entry, and whether the chunk is full now.
     fn insert(&mut self, slot: Slot) -> (usize, bool) {
         let word = self.used.iter().position(|word| *word != u64::MAX).unwrap_or(0);

@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! 0        8                                16           20           24
-//! | owner  | page (44) | length (17) | form (3) | generation | check      | payload …
+//! | owner  | page (44) | length (16) | form (4) | generation | check      | payload …
 //! ```
-//! Little-endian. `length` is the payload's. `check` is a checksum over all the rest, never 0; it is written last, and 0 in a
+//! Little-endian. `length` is the payload's, less 1: none is empty. `check` is a checksum over all the rest, never 0; it is written last, and 0 in a
 //! slot without an object: it is both the mark of a live object and the proof that header and payload are whole.
 
-use userswap_store::{OwnerId, PageKey};
+use userswap_store::{Handle, OwnerId, PageKey};
 
 use super::dictionary::DictionaryId;
 
@@ -16,8 +16,8 @@ pub(crate) const HEADER: usize = 24;
 /// Where in a slot the mark is.
 pub(crate) const MARK: std::ops::Range<usize> = 20..24;
 
-const LENGTH_BITS: u32 = 17;
-const FORM_BITS: u32 = 3;
+const LENGTH_BITS: u32 = 16;
+const FORM_BITS: u32 = 4;
 
 /// What an object's payload is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,14 @@ pub(crate) enum Form {
     DenseZstd,
     /// As [`Form::ZstdDictionary`], and as dense as it gets.
     DenseZstdDictionary,
+    /// As [`Form::Raw`], and what else was tried didn't make it smaller.
+    DenseRaw,
+    /// As [`Form::Lz4`], and as dense as it gets.
+    DenseLz4,
+    /// No page: what the store behind this one calls it, eight bytes.
+    Elsewhere,
+    /// No page: the entry of the bytes it has in common with others, as a handle, eight bytes.
+    Same,
 }
 
 impl Form {
@@ -51,6 +59,10 @@ impl Form {
             Self::Dictionary => 5,
             Self::DenseZstd => 6,
             Self::DenseZstdDictionary => 7,
+            Self::DenseRaw => 8,
+            Self::DenseLz4 => 9,
+            Self::Elsewhere => 10,
+            Self::Same => 11,
         }
     }
 
@@ -64,9 +76,19 @@ impl Form {
         matches!(self, Self::ZstdDictionary | Self::DenseZstdDictionary)
     }
 
+    /// A page as it came: what zram calls huge.
+    pub(crate) fn is_raw(self) -> bool {
+        matches!(self, Self::Raw | Self::DenseRaw)
+    }
+
+    /// A page, compressed or not, that could be compressed again or put elsewhere.
+    pub(crate) fn is_page(self) -> bool {
+        !matches!(self, Self::Filled | Self::Dictionary | Self::Elsewhere | Self::Same)
+    }
+
     /// Nothing is to be gained by compressing it again.
     pub(crate) fn is_dense(self) -> bool {
-        matches!(self, Self::DenseZstd | Self::DenseZstdDictionary)
+        matches!(self, Self::DenseZstd | Self::DenseZstdDictionary | Self::DenseRaw | Self::DenseLz4)
     }
 
     /// The same payload, of which that is known.
@@ -74,6 +96,8 @@ impl Form {
         match self {
             Self::Zstd => Self::DenseZstd,
             Self::ZstdDictionary => Self::DenseZstdDictionary,
+            Self::Raw => Self::DenseRaw,
+            Self::Lz4 => Self::DenseLz4,
             other => other,
         }
     }
@@ -88,6 +112,10 @@ impl Form {
             Self::Dictionary,
             Self::DenseZstd,
             Self::DenseZstdDictionary,
+            Self::DenseRaw,
+            Self::DenseLz4,
+            Self::Elsewhere,
+            Self::Same,
         ];
         all.into_iter().find(|form| form.code() == code)
     }
@@ -105,13 +133,28 @@ impl Object<'_> {
     pub(crate) fn dictionary(&self) -> Option<DictionaryId> {
         if self.form.with_dictionary() { DictionaryId::of_payload(self.payload) } else { None }
     }
+
+    /// What the store behind this one calls the page, if it is there.
+    pub(crate) fn elsewhere(&self) -> Option<Handle> {
+        self.handle_of(Form::Elsewhere)
+    }
+
+    /// The entry of the bytes the page has in common with others, if it has.
+    pub(crate) fn same_as(&self) -> Option<Handle> {
+        self.handle_of(Form::Same)
+    }
+
+    fn handle_of(&self, form: Form) -> Option<Handle> {
+        let named = self.payload.try_into().ok().filter(|_| self.form == form);
+        named.and_then(|raw| Handle::from_raw(u64::from_le_bytes(raw)))
+    }
 }
 
 /// Writes the header of an object whose payload lies behind the space for it, all but the mark, and answers the mark.
 ///
-/// `buffer` is the whole object, payload at [`HEADER`]. The page number is below [`PageKey::PAGE_LIMIT`].
+/// `buffer` is the whole object, its payload of 1 to 65536 bytes at [`HEADER`]. The page number is below [`PageKey::PAGE_LIMIT`].
 pub(crate) fn write_header(key: PageKey, form: Form, buffer: &mut [u8]) -> u32 {
-    let length = (buffer.len() - HEADER) as u64;
+    let length = (buffer.len() - HEADER - 1) as u64;
     let packed = key.page << (LENGTH_BITS + FORM_BITS) | length << FORM_BITS | form.code();
     buffer[..8].copy_from_slice(&key.owner.0.to_le_bytes());
     buffer[8..16].copy_from_slice(&packed.to_le_bytes());
@@ -139,7 +182,7 @@ pub(crate) fn parse(slot: &[u8]) -> Option<(Object<'_>, u32)> {
     let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| header[at + i]));
     let half = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
     let (owner, packed, generation, mark) = (word(0), word(8), half(16), half(20));
-    let length = usize::try_from(packed >> FORM_BITS & ((1 << LENGTH_BITS) - 1)).ok()?;
+    let length = usize::try_from(packed >> FORM_BITS & ((1 << LENGTH_BITS) - 1)).ok()? + 1;
     let key = PageKey { owner: OwnerId(owner), page: packed >> (LENGTH_BITS + FORM_BITS), generation };
     let form = Form::from_code(packed & ((1 << FORM_BITS) - 1))?;
     if mark == 0 {
@@ -212,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_committed_object_reads_back() {
-        for length in [0, 1, 7, 31, 32, 33, 4096, 65536] {
+        for length in [1, 7, 31, 32, 33, 4096, 65536] {
             let payload: Vec<u8> = (0..length).map(|i: usize| i.to_le_bytes()[0]).collect();
             let slot = object(&payload, KEY);
             let found = verified(&slot).unwrap();

@@ -13,12 +13,32 @@ use super::object;
 /// What a store holds from the operating system, against what it may.
 pub(crate) struct Held {
     bytes: AtomicU64,
+    most: AtomicU64,
     capacity: u64,
+    /// Of the capacity, what is left to [`Purpose::Upkeep`].
+    kept_back: u64,
+}
+
+/// What memory is wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// For more pages.
+    Put,
+    /// For work that makes what is there smaller: a store that is full to the last byte could do none.
+    Upkeep,
 }
 
 impl Held {
-    pub(crate) fn new(capacity: Option<u64>) -> Self {
-        Self { bytes: AtomicU64::new(0), capacity: capacity.unwrap_or(u64::MAX) }
+    /// Nothing yet, of this capacity. `works`: a part of it is for upkeep.
+    pub(crate) fn new(capacity: Option<u64>, works: bool) -> Self {
+        let kept_back = capacity.filter(|_| works).map_or(0, |capacity| (capacity / 32).min(KEPT_BACK));
+        let capacity = capacity.unwrap_or(u64::MAX);
+        Self { bytes: AtomicU64::new(0), most: AtomicU64::new(0), capacity, kept_back }
+    }
+
+    /// The most it ever was.
+    pub(crate) fn most(&self) -> u64 {
+        self.most.load(Ordering::Relaxed).max(self.bytes())
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -27,11 +47,23 @@ impl Held {
 
     /// Counts `more` in, if it fits.
     pub(crate) fn reserve(&self, more: u64) -> Result<(), NoRoom> {
-        let fits = |held: u64| held.checked_add(more).filter(|sum| *sum <= self.capacity);
+        self.reserve_for(Purpose::Put, more)
+    }
+
+    /// Counts `more` in, if it fits what there is for this purpose.
+    pub(crate) fn reserve_for(&self, purpose: Purpose, more: u64) -> Result<(), NoRoom> {
+        let limit = match purpose {
+            Purpose::Put => self.capacity - self.kept_back,
+            Purpose::Upkeep => self.capacity,
+        };
+        let fits = |held: u64| held.checked_add(more).filter(|sum| *sum <= limit);
         match self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
-            Ok(_) => Ok(()),
+            Ok(before) => {
+                self.most.fetch_max(before + more, Ordering::Relaxed);
+                Ok(())
+            }
             Err(held) => {
-                let available = self.capacity.saturating_sub(held);
+                let available = limit.saturating_sub(held);
                 Err(NoRoom::Capacity { needed: more, available, capacity: self.capacity })
             }
         }
@@ -86,6 +118,9 @@ struct Spare {
     fresh: u32,
 }
 
+/// The most of a capacity that is kept back for upkeep.
+const KEPT_BACK: u64 = 256 << 10;
+
 /// So many empty slabs keep their memory until `maintain`, so that a put right after a free doesn't pay for it again.
 const WARM_SPARES: usize = 2;
 
@@ -114,7 +149,7 @@ impl Pool {
     }
 
     /// A slot of at least `bytes`.
-    pub(crate) fn take(&self, bytes: usize, held: &Held) -> Result<Slot, NoRoom> {
+    pub(crate) fn take(&self, bytes: usize, held: &Held, purpose: Purpose) -> Result<Slot, NoRoom> {
         let class =
             self.classes.for_size(bytes).ok_or_else(|| NoRoom::Arena(io::ErrorKind::InvalidInput.into()))?;
         let shelf = self.shelf(class).ok_or_else(|| NoRoom::Arena(io::ErrorKind::InvalidInput.into()))?;
@@ -129,7 +164,7 @@ impl Pool {
             };
             // Once a class has several slabs it will need the next frames as well: have them in one call.
             let ahead = (2 * shelf.slabs.len()).min(16) - 1;
-            let (slot, slab_start, new) = self.take_from(&mut shelf.slabs[position], ahead, held)?;
+            let (slot, slab_start, new) = self.take_from(&mut shelf.slabs[position], ahead, held, purpose)?;
             shelf.note(position);
             (slot, slab_start, new)
         };
@@ -142,7 +177,13 @@ impl Pool {
     }
 
     /// Takes a slab's lowest free slot with the frames it needs, and up to `ahead` frames more if there is room for them.
-    fn take_from(&self, slab: &mut Slab, ahead: usize, held: &Held) -> Result<(Slot, usize, u64), NoRoom> {
+    fn take_from(
+        &self,
+        slab: &mut Slab,
+        ahead: usize,
+        held: &Held,
+        purpose: Purpose,
+    ) -> Result<(Slot, usize, u64), NoRoom> {
         let missing = || NoRoom::Arena(io::Error::other("a slab without the free slot it was said to have"));
         let number = slab.lowest_free().ok_or_else(missing)?;
         let resident = slab.resident();
@@ -154,7 +195,7 @@ impl Pool {
             let more = (0..ahead).fold(needed, |frames, _| frames | frames << 1 | next) & !resident;
             new = more;
             if held.reserve(u64::from(more.count_ones()) * frame).is_err() {
-                held.reserve(u64::from(needed.count_ones()) * frame)?;
+                held.reserve_for(purpose, u64::from(needed.count_ones()) * frame)?;
                 new = needed;
             }
         }

@@ -1,6 +1,7 @@
 //! From text to [`Spec`].
 
 use super::text::{Options, Text, duration, limit, number, path, share, size, switch};
+use super::zram::zram;
 use super::{Compress, DENSE, DICTIONARY, FileSpec, Layer, Spec, SpecError};
 use crate::layers::Mischief;
 use crate::tier::Settings;
@@ -13,7 +14,7 @@ pub fn parse(spec: &str) -> Result<Spec, SpecError> {
     layered(Text(spec), spec)
 }
 
-fn layered<'a>(text: Text<'a>, spec: &'a str) -> Result<Spec, SpecError> {
+pub(super) fn layered<'a>(text: Text<'a>, spec: &'a str) -> Result<Spec, SpecError> {
     let name = &spec[..spec.find([':', '?', '+', '&', '>']).unwrap_or(spec.len())];
     let rest = &spec[name.len()..];
     if !matches!(name, "checked" | "sealed" | "metered" | "chaos") {
@@ -39,8 +40,10 @@ fn layered<'a>(text: Text<'a>, spec: &'a str) -> Result<Spec, SpecError> {
 }
 
 fn store<'a>(text: Text<'a>, spec: &'a str, kind: &'a str) -> Result<Spec, SpecError> {
-    if kind == "tier" {
-        return tier(text, &spec[kind.len()..]);
+    match kind {
+        "tier" => return tier(text, &spec[kind.len()..]),
+        "zram" => return zram(text, &spec[kind.len()..]),
+        _ => {}
     }
     let (store, options) = match spec.split_once('?') {
         Some((store, options)) => (store, Some(options)),
@@ -56,7 +59,7 @@ fn store<'a>(text: Text<'a>, spec: &'a str, kind: &'a str) -> Result<Spec, SpecE
         ("plugin", _) => plugin(text, Options::parse(text, kind, options)?, store, what),
         ("", _) => Err(text.wrong(spec, "expected a store, such as ram:lz4 or ram:zstd")),
         _ => {
-            let known = "the stores are ram:lz4, ram:zstd, file:, plugin: and tier:";
+            let known = "the stores are ram:lz4, ram:zstd, zram, file:, plugin: and tier:";
             Err(text.wrong(kind, format!("there is no store {kind}; {known}")))
         }
     }
@@ -74,6 +77,7 @@ fn tier<'a>(text: Text<'a>, rest: &'a str) -> Result<Spec, SpecError> {
     let mut settings = Settings::default();
     settings.age = options.read("age", duration)?.unwrap_or(settings.age);
     settings.rate = options.read("rate", limit)?.unwrap_or(settings.rate);
+    settings.admit = options.read("admit", share)?.map_or(settings.admit, Some);
     options.end()?;
     let specs: Result<Vec<_>, _> = stores.split('>').map(|spec| layered(text, spec)).collect();
     let stores = specs?;
@@ -85,35 +89,42 @@ fn tier<'a>(text: Text<'a>, rest: &'a str) -> Result<Spec, SpecError> {
 
 fn ram(mut options: Options<'_>, codec: &str) -> Result<Spec, SpecError> {
     let capacity = options.read("capacity", size)?;
+    let dedup = options.read("dedup", switch)?.unwrap_or(false);
     let spec = if codec == "lz4" {
-        Spec::RamLz4 { capacity }
+        Spec::RamLz4 { dedup, capacity }
     } else {
-        let level = |text: Text<'_>, value: &str, expected| {
-            let in_range = value.parse().ok().filter(|level| (-7..=19).contains(level));
-            in_range.ok_or_else(|| text.wrong(value, expected))
-        };
-        let dense = options.read("dense", |text, value| match value {
-            "off" => Ok(None),
-            _ => level(text, value, "expected a level from -7 to 19, or off").map(Some),
-        })?;
-        let dense = dense.unwrap_or(Some(DENSE));
-        let level =
-            options.read("level", |text, value| level(text, value, "expected a level from -7 to 19"))?;
-        let dictionary = options.read("dict", |text, value| {
-            if value == "off" {
-                return Ok(None);
-            }
-            let bytes = size(text, value).ok().and_then(|bytes| usize::try_from(bytes).ok());
-            let in_range = bytes.filter(|bytes| (1 << 10..=1 << 20).contains(bytes));
-            in_range
-                .map(Some)
-                .ok_or_else(|| text.wrong(value, "expected a dictionary's size from 1K to 1M, or off"))
-        })?;
-        let dictionary = dictionary.unwrap_or(Some(DICTIONARY));
-        Spec::RamZstd { level: level.unwrap_or(-1), dictionary, dense, capacity }
+        let dense = options.read("dense", level_or_off)?.unwrap_or(Some(DENSE));
+        let level = options.read("level", level)?.unwrap_or(-1);
+        let dictionary = options.read("dict", dictionary)?.unwrap_or(Some(DICTIONARY));
+        Spec::RamZstd { level, dictionary, dense, dedup, capacity }
     };
     options.end()?;
     Ok(spec)
+}
+
+/// A zstd level.
+pub(super) fn level(text: Text<'_>, value: &str) -> Result<i32, SpecError> {
+    let in_range = value.parse().ok().filter(|level| (-7..=19).contains(level));
+    in_range.ok_or_else(|| text.wrong(value, "expected a level from -7 to 19"))
+}
+
+/// A zstd level, or none.
+pub(super) fn level_or_off(text: Text<'_>, value: &str) -> Result<Option<i32>, SpecError> {
+    if value == "off" {
+        return Ok(None);
+    }
+    let wrong = |_| text.wrong(value, "expected a level from -7 to 19, or off");
+    level(text, value).map(Some).map_err(wrong)
+}
+
+/// A dictionary's size, or none.
+pub(super) fn dictionary(text: Text<'_>, value: &str) -> Result<Option<usize>, SpecError> {
+    if value == "off" {
+        return Ok(None);
+    }
+    let bytes = size(text, value).ok().and_then(|bytes| usize::try_from(bytes).ok());
+    let in_range = bytes.filter(|bytes| (1 << 10..=1 << 20).contains(bytes));
+    in_range.map(Some).ok_or_else(|| text.wrong(value, "expected a dictionary's size from 1K to 1M, or off"))
 }
 
 fn file(text: Text<'_>, mut options: Options<'_>, what: &str) -> Result<Spec, SpecError> {

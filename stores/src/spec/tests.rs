@@ -4,18 +4,22 @@ use super::*;
 
 #[test]
 fn right_ones() {
-    assert_eq!(parse("ram:lz4").unwrap(), Spec::RamLz4 { capacity: None });
-    assert_eq!(parse("ram:lz4?capacity=64M").unwrap(), Spec::RamLz4 { capacity: Some(64 << 20) });
+    assert_eq!(parse("ram:lz4").unwrap(), Spec::RamLz4 { dedup: false, capacity: None });
+    assert_eq!(parse("ram:lz4?dedup=on").unwrap(), Spec::RamLz4 { dedup: true, capacity: None });
+    assert_eq!(
+        parse("ram:lz4?capacity=64M").unwrap(),
+        Spec::RamLz4 { dedup: false, capacity: Some(64 << 20) }
+    );
     let dictionary = Some(15 << 10);
     assert_eq!(
         parse("ram:zstd").unwrap(),
-        Spec::RamZstd { level: -1, dictionary, dense: Some(6), capacity: None }
+        Spec::RamZstd { level: -1, dictionary, dense: Some(6), dedup: false, capacity: None }
     );
-    let both = Spec::RamZstd { level: 3, dictionary, dense: Some(6), capacity: Some(1 << 30) };
+    let both = Spec::RamZstd { level: 3, dictionary, dense: Some(6), dedup: false, capacity: Some(1 << 30) };
     assert_eq!(parse("ram:zstd?level=3&capacity=1G").unwrap(), both);
-    let off = Spec::RamZstd { level: -1, dictionary: None, dense: Some(6), capacity: None };
+    let off = Spec::RamZstd { level: -1, dictionary: None, dense: Some(6), dedup: false, capacity: None };
     assert_eq!(parse("ram:zstd?dict=off").unwrap(), off);
-    let small = Spec::RamZstd { level: 5, dictionary: Some(8192), dense: None, capacity: None };
+    let small = Spec::RamZstd { level: 5, dictionary: Some(8192), dense: None, dedup: false, capacity: None };
     assert_eq!(parse("ram:zstd?dict=8K&level=5&dense=off").unwrap(), small);
 }
 
@@ -43,7 +47,7 @@ fn files() {
 fn layers() {
     let latency = Some(Duration::from_millis(2));
     let mischief = Mischief { corruption: 0.01, latency, countdown: Some(100), ..Mischief::default() };
-    let inside = Box::new(Spec::RamLz4 { capacity: Some(1 << 20) });
+    let inside = Box::new(Spec::RamLz4 { dedup: false, capacity: Some(1 << 20) });
     let chaos = Spec::Layered { layer: Layer::Chaos(mischief), inside };
     let checked = Spec::Layered { layer: Layer::Checked, inside: Box::new(chaos) };
     let text = "checked+chaos?corruption=0.01&latency=2ms&countdown=100+ram:lz4?capacity=1M";
@@ -57,9 +61,35 @@ fn tiers() {
         parse("ram:zstd?level=3").unwrap(),
         parse("file:/var/tmp?size=4G").unwrap(),
     ];
-    let settings = Settings { age: Duration::from_secs(30), rate: None };
-    let text = "tier?age=30s&rate=0:checked+ram:lz4?capacity=64M>ram:zstd?level=3>file:/var/tmp?size=4G";
+    let settings = Settings { age: Duration::from_secs(30), rate: None, admit: Some(0.75) };
+    let text =
+        "tier?age=30s&rate=0&admit=0.75:checked+ram:lz4?capacity=64M>ram:zstd?level=3>file:/var/tmp?size=4G";
     assert_eq!(parse(text).unwrap(), Spec::Tier { settings, stores });
+}
+
+#[test]
+fn zrams() {
+    let zram = |zram: ZramSpec| Spec::Zram(Box::new(zram));
+    assert_eq!(parse("zram").unwrap(), zram(ZramSpec::default()));
+    let all = ZramSpec {
+        level: Some(3),
+        dense: None,
+        dictionary: None,
+        dedup: true,
+        recompress: Kinds::IDLE | Kinds::HUGE,
+        threshold: 1024,
+        idle: Duration::from_secs(5),
+        writeback: Kinds::NONE,
+        writeback_idle: Duration::from_secs(7),
+        writeback_limit: Some(400 << 20),
+        mem_limit: Some(1 << 30),
+        backing: Some(parse("checked+file:/var/tmp?size=4G").unwrap()),
+    };
+    let text = "zram?algo=zstd&level=3&dense=off&dict=off&dedup=on&recompress=idle,huge&threshold=1K&idle=5s&writeback=none\
+                &writeback_idle=7s&writeback_limit=400M&mem_limit=1G:checked+file:/var/tmp?size=4G";
+    assert_eq!(parse(text).unwrap(), zram(all));
+    let Spec::Tier { stores, .. } = parse("tier:zram?idle=1s:ram:lz4>ram:zstd").unwrap() else { panic!() };
+    assert_eq!(stores, [parse("zram?idle=1s:ram:lz4").unwrap(), parse("ram:zstd").unwrap()]);
 }
 
 #[test]
@@ -81,10 +111,12 @@ fn a_capacity_goes_to_the_store_inside() {
     assert_eq!(limited("ram:zstd?capacity=5G"), parse("ram:zstd?capacity=1M").unwrap());
     assert_eq!(limited("file:/x?size=0"), parse("file:/x?size=1M").unwrap());
     assert_eq!(limited("plugin:./x?a=b"), parse("plugin:./x?a=b&capacity=1M").unwrap());
+    assert_eq!(limited("zram:ram:lz4"), parse("zram?mem_limit=1M:ram:lz4").unwrap());
     let stack = "tier:ram:lz4?capacity=5M>ram:lz4";
     assert_eq!(limited(stack), parse(stack).unwrap());
 }
 
+const KINDS: &str = "expected idle, huge, huge_idle or incompressible, with commas between, or all, or none";
 const LIBRARY: &str = "expected the path of a shared library after plugin:, such as plugin:./mine.so";
 const TWO: &str = "expected : and at least two stores with > between, such as tier:ram:lz4>file:/var/tmp";
 
@@ -96,7 +128,7 @@ fn wrong_ones_are_pointed_at() {
             "rom:lz4",
             1,
             3,
-            "there is no store rom; the stores are ram:lz4, ram:zstd, file:, plugin: and tier:",
+            "there is no store rom; the stores are ram:lz4, ram:zstd, zram, file:, plugin: and tier:",
         ),
         ("ram", 1, 3, "expected a codec after ram:, ram:lz4 or ram:zstd"),
         ("ram:lzo", 5, 3, "there is no codec lzo; ram has lz4 and zstd"),
@@ -113,6 +145,18 @@ fn wrong_ones_are_pointed_at() {
         ("ram:lz4?capacity=G", 18, 1, "expected a size, such as 64M"),
         ("ram:lz4?capacity=0", 18, 1, "expected a size from 1 byte to 16777215T"),
         ("ram:lz4?capacity=1M&capacity=2M", 21, 8, "capacity is given twice"),
+        ("zram?level=3", 6, 5, "zram has no option level"),
+        ("zram?algo=lzo", 11, 3, "expected lz4 or zstd"),
+        (
+            "zramm",
+            1,
+            5,
+            "there is no store zramm; the stores are ram:lz4, ram:zstd, zram, file:, plugin: and tier:",
+        ),
+        ("zram?recompress=idle,hot", 22, 3, KINDS),
+        ("zram?writeback=idle", 16, 4, "expected a store to write back to, behind a colon at the end"),
+        ("zram?idle=1s:ram:lzo", 18, 3, "there is no codec lzo; ram has lz4 and zstd"),
+        ("zram+ram:lz4", 5, 4, "expected ? and options, or : and a store"),
         ("file:", 1, 5, "expected a directory, a file or a block device after file:"),
         ("file:/x?size=4Z", 15, 1, "there is no unit Z; sizes end in K, M, G or T"),
         ("file:/x?compress=gzip", 18, 4, "expected lz4, zstd or off"),
@@ -142,7 +186,7 @@ fn wrong_ones_are_pointed_at() {
             "räm:lz4",
             1,
             3,
-            "there is no store räm; the stores are ram:lz4, ram:zstd, file:, plugin: and tier:",
+            "there is no store räm; the stores are ram:lz4, ram:zstd, zram, file:, plugin: and tier:",
         ),
     ] {
         match parse(spec).unwrap_err() {

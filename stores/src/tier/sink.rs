@@ -1,11 +1,13 @@
 //! Pages go down: in the background, the old and those of full tiers, no more a second than was said.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use userswap_store::{Budget, Fetch, Handle, Maintained, Page, PageKey};
 
-use super::{Entry, Tier};
+use super::Tier;
+use super::ages::Count;
+use super::entry::Entry;
 
 /// Pages that go down together.
 const BATCH: usize = 32;
@@ -22,6 +24,8 @@ pub(super) struct Sinking {
     /// Bytes that may go down still, and when that was counted.
     allowed: u64,
     counted: Duration,
+    /// How old the pages are that were looked at so far.
+    ages: Count,
 }
 
 /// A page that is to go down.
@@ -29,7 +33,11 @@ struct Old {
     handle: Handle,
     inside: Handle,
     key: PageKey,
+    put: u32,
 }
+
+/// What came back soon goes down at so many times the age.
+const KEPT: u32 = 4;
 
 impl Tier {
     /// Has pages go down, about as many bytes as the budget says.
@@ -55,13 +63,17 @@ impl Tier {
                 break;
             }
             let second = self.second();
-            let next = self.table.look_at_chunk(sinking.at, |handle, entry| {
-                let unused = second.saturating_sub(entry.used.load(Ordering::Relaxed));
-                let limit = ages.get(usize::from(entry.tier)).copied().flatten();
+            let Sinking { at, ages: counts, .. } = &mut *sinking;
+            let next = self.table.look_at_chunk(*at, |handle, entry| {
+                let (unused, tier) = (entry.unused(second), usize::from(entry.tier));
+                counts.count(tier, unused);
+                let times = if entry.kept { KEPT } else { 1 };
+                let limit = ages.get(tier).copied().flatten().map(|limit| limit.saturating_mul(times));
                 if limit.is_some_and(|limit| unused >= limit)
-                    && let Some(of_tier) = old.get_mut(usize::from(entry.tier))
+                    && let Some(of_tier) = old.get_mut(tier)
                 {
-                    of_tier.push(Old { handle, inside: entry.inside, key: entry.key });
+                    let (inside, key, put) = (entry.inside, entry.key(), entry.put_at());
+                    of_tier.push(Old { handle, inside, key, put });
                 }
             });
             for (tier, of_tier) in old.iter_mut().enumerate() {
@@ -83,6 +95,7 @@ impl Tier {
                 Some(next) => sinking.at = next,
                 None => {
                     sinking.at = 0;
+                    self.ages.publish(&std::mem::take(&mut sinking.ages));
                     break;
                 }
             }
@@ -132,10 +145,9 @@ impl Tier {
         let mut left_behind = Vec::with_capacity(read.len());
         for ((old, _), handle) in read.iter().zip(handles) {
             let Some(inside) = handle else { continue };
-            let used = AtomicU32::new(self.second());
-            let moved = Entry { tier: to, inside, key: old.key, used };
+            let moved = Entry::moved(old.key, to, inside, old.put, self.second());
             let unchanged = |entry: &Entry| {
-                usize::from(entry.tier) == tier && entry.inside == old.inside && entry.key == old.key
+                usize::from(entry.tier) == tier && entry.inside == old.inside && entry.key() == old.key
             };
             match self.table.replace_if(old.handle, moved, unchanged) {
                 Ok(before) => left_behind.push(before.inside),
@@ -144,7 +156,7 @@ impl Tier {
             }
         }
         // Whoever looked a page up before it moved has been given it when this is through.
-        drop(self.moves.write());
+        self.moves.wait();
         level.store.free(&left_behind);
         level.sunk.fetch_add(left_behind.len() as u64, Ordering::Relaxed);
         left_behind.len() as u64

@@ -2,13 +2,15 @@
 
 use std::error::Error;
 use std::os::unix::fs::FileExt;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
 
 use userswap_store::testkit::fetch_and_wait;
-use userswap_store::{Handle, Store, StoreError};
+use userswap_store::{Completion, Fetch, Handle, Store, StoreError, Waiter, Wanted};
 use userswap_stores::file::File;
 use userswap_stores::spec::SpecError;
 
-use crate::support::{Place, assert_page, figure, key, post, put, settle, spec, troubled};
+use crate::support::{Place, assert_page, figure, key, page, post, put, settle, spec, troubled};
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
@@ -270,8 +272,6 @@ fn the_reserve_is_left_free() {
 /// Pages that are on their way when the store goes are delivered all the same.
 #[test]
 fn what_is_pending_comes_when_the_store_goes() {
-    use userswap_store::Fetch;
-
     let (_, store) = troubled("&size=8M");
     let pages: Vec<_> = (0..400).map(|number| (number, put(&store, number).unwrap())).collect();
     settle(&store);
@@ -282,4 +282,40 @@ fn what_is_pending_comes_when_the_store_goes() {
     }
     drop((store, waiter));
     assert_eq!(arrived.iter().filter(|(_, ok)| *ok).count(), 50);
+}
+
+/// Runs of so many pages that another thread than the ring's hands them over: each page is its token's, also when the last who has the store gives it up as
+/// it gets one, and when the ring dies over them.
+#[test]
+fn long_runs_come_whole_and_may_end_the_store() {
+    struct Last {
+        store: Mutex<Option<Arc<File>>>,
+        to: Sender<(u64, bool)>,
+    }
+    impl Completion for Last {
+        fn complete(&self, token: u64, bytes: Result<&[u8], StoreError>) {
+            drop(self.store.lock().unwrap().take());
+            self.to.send((token, bytes.is_ok_and(|bytes| bytes == page(token)))).unwrap();
+        }
+    }
+    for deaths in [0, 1] {
+        let (trouble, store) = troubled("&size=8M");
+        let wanted: Vec<_> = (0..400)
+            .map(|number| Wanted { handle: put(&store, number).unwrap(), key: key(number) })
+            .collect();
+        settle(&store);
+        trouble.ring_dies(deaths);
+        let (to, from) = channel();
+        let store = Arc::new(store);
+        let last = Last { store: Mutex::new(Some(Arc::clone(&store))), to };
+        let waiter = Waiter::new(Arc::new(last), 0);
+        let mut out = vec![0; 4096 * 100];
+        let mut results: Vec<_> = (0..100).map(|_| Ok(Fetch::Ready)).collect();
+        store.fetch_run(&wanted[..100], &mut out, &mut results, &waiter).unwrap();
+        assert!(results.iter().all(|result| matches!(result, Ok(Fetch::Pending))));
+        drop((store, waiter));
+        let mut arrived: Vec<_> = from.iter().collect();
+        arrived.sort_unstable();
+        assert_eq!(arrived, (0..100).map(|token| (token, true)).collect::<Vec<_>>());
+    }
 }

@@ -116,8 +116,10 @@ fn full_batch(make: &dyn Make, batch: usize) -> Outcome {
     let capabilities = store.capabilities();
     let Some(limit) = capabilities.capacity else { return Ok(()) };
     let batch = batch.min(capabilities.max_batch);
-    let bytes: Vec<_> = (0..batch as u64).map(|seed| random(seed, capabilities.page_size)).collect();
     for round in 0..4 * limit / capabilities.page_size as u64 {
+        // Others each time: a store may keep equal pages once.
+        let seeds = round * batch as u64..(round + 1) * batch as u64;
+        let bytes: Vec<_> = seeds.map(|seed| random(seed, capabilities.page_size)).collect();
         let pages: Vec<_> =
             (round * 16..).zip(&bytes).map(|(at, bytes)| Page { key: key(at), bytes }).collect();
         let before = gauges(&*store);
