@@ -6,6 +6,10 @@ mod claims;
 #[cfg(feature = "control")]
 pub mod control;
 pub mod footprint;
+mod heir;
+#[cfg(all(feature = "control", feature = "run"))]
+mod keeper;
+mod notes;
 mod own;
 mod reach;
 mod recorder;
@@ -23,6 +27,9 @@ mod upkeep;
 mod warden;
 
 pub use builder::ServerBuilder;
+pub use heir::Heritage;
+#[cfg(all(feature = "control", feature = "run"))]
+pub use keeper::{Kept, Keeper, KeeperError};
 pub use recorder::Recorder;
 pub use server::{ClientStatus, Server, ServerError};
 #[cfg(feature = "control")]

@@ -5,6 +5,7 @@ mod handler;
 use crate::memory::{Memory, MemoryError};
 use crate::placement::Placement;
 use crate::shares::Shares;
+use crate::space::recover::{Recovered, take_up};
 use crate::space::{SLOT_PAGES, Space};
 use crossbeam::queue::SegQueue;
 use parking_lot::{Mutex, RwLock};
@@ -15,7 +16,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use userswap_store::{OwnerId, Store};
+use userswap_store::{Handle, OwnerId, PageKey, Store};
 
 /// What the engine tells whoever embeds it.
 pub trait Observer: Send + Sync + 'static {
@@ -194,15 +195,48 @@ impl Engine {
         let shared = &self.shared;
         let id = SpaceId(shared.next.fetch_add(1, Ordering::Relaxed));
         let slot_pages = memory.slot_pages().unwrap_or(shared.slot_pages);
+        let owner = memory.ledger().map_or(id.0, |ledger| ledger.roster().next_owner());
+        let owner = OwnerId(owner);
         let space = Space::new(
             memory,
             Arc::clone(&shared.store),
             Arc::clone(&shared.shares),
-            OwnerId(id.0),
+            owner,
             slot_pages,
         );
-        shared.watch(id, &space)?;
+        if let Err(error) = shared.watch(id, &space) {
+            space.close();
+            return Err(error);
+        }
         Ok((id, space))
+    }
+
+    /// Takes the address spaces into care again that a dead process served, each of which has a [ledger](crate::Ledger), and serves their faults from now
+    /// on. `found` is what the store holds still: all of it, for what nobody names is freed. To be called once, before anybody is adopted.
+    ///
+    /// # Errors
+    /// When one of them can't be watched, or its ledger makes no sense. Nothing is served then.
+    pub fn recover(
+        &self,
+        found: Vec<(PageKey, Handle)>,
+        memories: &[Arc<dyn Memory>],
+    ) -> io::Result<(Vec<(SpaceId, Arc<Space>)>, Recovered)> {
+        let shared = &self.shared;
+        let failed = |error: MemoryError| io::Error::other(error);
+        let (spaces, report) = take_up(&shared.store, &shared.shares, found, memories).map_err(failed)?;
+        let uffds: Vec<_> = memories.iter().filter_map(|memory| Some(memory.ledger()?.uffd()?.0)).collect();
+        let mut served = Vec::with_capacity(spaces.len());
+        for space in spaces {
+            let id = SpaceId(shared.next.fetch_add(1, Ordering::Relaxed));
+            // One that is gone is found to be so when it is watched.
+            let children = space.replay(&|number| uffds.contains(&number)).unwrap_or_default();
+            shared.watch(id, &space)?;
+            for child in children {
+                shared.follow(id.0, &child);
+            }
+            served.push((id, space));
+        }
+        Ok((served, report))
     }
 
     /// The address space called `id`.
@@ -328,6 +362,10 @@ impl Shared {
         }
         if let Some(exit) = space.memory().exit() {
             let _ = epoll::delete(&self.epolls[0], exit);
+        }
+        // Before anything that a successor would look for is closed.
+        if let Some(ledger) = space.memory().ledger() {
+            ledger.leave();
         }
         self.observer.leaving(id, &space);
         space.close();

@@ -27,6 +27,11 @@ impl Survey {
         Self { ours, excluded: Vec::new(), known: Vec::new() }
     }
 
+    /// Known what was excluded, too.
+    pub(super) fn again(ours: Vec<Span>, excluded: Vec<Span>) -> Self {
+        Self { ours, excluded, known: Vec::new() }
+    }
+
     /// Leaves a range alone from now on.
     pub(super) fn exclude(&mut self, area: Span) {
         self.excluded.push(area);

@@ -121,6 +121,9 @@ pub enum Spec {
     },
 }
 
+/// A store that was [opened to outlive](Spec::open_kept) its process, and all it was found to hold.
+pub type Kept = (Arc<dyn Store>, Vec<(userswap_store::PageKey, userswap_store::Handle)>);
+
 /// A layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
@@ -218,6 +221,44 @@ impl Spec {
         self
     }
 
+    /// Whether what such a store holds outlives the process that fills it, if another one keeps the descriptor of its memory.
+    pub fn can_outlive(&self) -> bool {
+        matches!(self, Self::RamLz4 { .. } | Self::RamZstd { .. })
+    }
+
+    /// As [`open`](Self::open), for a store that [can outlive](Self::can_outlive) its process: one that finds everything again in `left`, what a dead
+    /// process had its objects in; a new one if there is none. With it the handles of all it found. `keep` is told what its objects are in.
+    ///
+    /// # Errors
+    /// Those of the store; [`Unsupported`](StoreError::Unsupported) for any other one.
+    #[cfg(any(feature = "ram-lz4", feature = "ram-zstd"))]
+    pub fn open_kept(
+        self,
+        page_size: usize,
+        left: Option<std::os::fd::OwnedFd>,
+        keep: impl FnOnce(std::os::fd::BorrowedFd<'_>),
+    ) -> Result<Kept, StoreError> {
+        use std::os::fd::AsFd;
+        let builder = match self {
+            #[cfg(feature = "ram-lz4")]
+            Self::RamLz4 { capacity } => {
+                ram_builder(crate::ram::Codec::Lz4, None, None, capacity, page_size)
+            }
+            #[cfg(feature = "ram-zstd")]
+            Self::RamZstd { level, dictionary, dense, capacity } => {
+                ram_builder(crate::ram::Codec::Zstd { level }, dictionary, dense, capacity, page_size)
+            }
+            _ => return Err(StoreError::Unsupported { what: "anything but memory that outlives its process" }),
+        };
+        let builder = builder.recoverable(true);
+        let (store, found) = match left {
+            Some(left) => builder.rebuild(left.into())?,
+            None => (builder.build()?, Vec::new()),
+        };
+        keep(store.arena_file().as_fd());
+        Ok((Arc::new(store), found))
+    }
+
     /// Opens the store, for pages of `page_size` bytes.
     ///
     /// # Errors
@@ -281,10 +322,21 @@ fn ram(
     capacity: Option<u64>,
     page_size: usize,
 ) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(Arc::new(ram_builder(codec, dictionary, dense, capacity, page_size).build()?))
+}
+
+#[cfg(any(feature = "ram-lz4", feature = "ram-zstd"))]
+fn ram_builder(
+    codec: crate::ram::Codec,
+    dictionary: Option<usize>,
+    dense: Option<i32>,
+    capacity: Option<u64>,
+    page_size: usize,
+) -> crate::ram::Builder {
     let builder = crate::ram::Ram::with_codec(codec).page_size(page_size);
     let mut builder = builder.dictionary(dictionary).dense(dense);
     if let Some(bytes) = capacity {
         builder = builder.capacity(bytes);
     }
-    Ok(Arc::new(builder.build()?))
+    builder
 }
