@@ -192,7 +192,7 @@ impl<R: Reach> Memory for Watched<R> {
     }
 
     fn is_still(&self) -> bool {
-        self.nowhere() == Some(Stop::Unmapped)
+        matches!(self.nowhere(), Some(Stop::Unmapped | Stop::Invalid))
     }
 
     fn copy(&self, dst: u64, bytes: &[u8]) -> Outcome {

@@ -107,6 +107,10 @@ impl Space {
             standing.slot.settle(Phase::Ready);
             return;
         }
+        if self.memory.slot_area().is_some_and(|area| area.contains(to)) {
+            // Only orders move there: this one is in the books already, entered by a process that died before it had written down so.
+            return;
+        }
         let (Ok(source), Ok(target)) = (Span::new(from, len), Span::new(to, len)) else { return };
         {
             let mut leftover = self.leftover.lock();

@@ -157,7 +157,7 @@ pub(crate) fn take_up(
         let Some(lineage) = lineages.get(&ledger.owner()) else { continue };
         let Some(pool) = slots.pools.get(&ledger.uid()).map(|(pool, _)| Arc::clone(pool)) else { continue };
         slots.slot_pages = ledger.slot_pages();
-        let found = find_space(memory, ledger, lineage, &mut objects, &mut slots, &mut report)?;
+        let found = find_space(memory, ledger, lineage, &pool, &mut objects, &mut slots, &mut report)?;
         spaces.push(found.build(memory, store, shares, lineage, pool));
     }
     let mut unnamed = Vec::new();
@@ -200,6 +200,7 @@ fn find_space(
     memory: &Arc<dyn Memory>,
     ledger: &Arc<Ledger>,
     lineage: &Lineage,
+    pool: &Arc<SlotPool>,
     objects: &mut Objects,
     slots: &mut Slots,
     report: &mut Recovered,
@@ -285,6 +286,14 @@ fn find_space(
         }
         if count > 0 {
             named[id.0 as usize] = Some(Standing { slot, region, first, pages, count, serial: record.serial });
+        }
+    }
+    for standing in named.iter().flatten().filter(|standing| standing.slot.is_of(pool)) {
+        // Moved into and not yet let go of, perhaps: who reads a hole in it would wait for us.
+        if standing.slot.phase() == Phase::Ready
+            && let Err(error) = memory.settle_slot(standing.slot.span())
+        {
+            tracing::debug!(%error, "a slot stays registered");
         }
     }
     let names = SlotNames::found(Arc::clone(ledger), named);
