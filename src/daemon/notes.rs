@@ -109,6 +109,9 @@ pub(super) fn retire(ledger: &Ledger) {
 
 /// Writes down that a range is to be left alone. `false`: there is no more room.
 pub(super) fn exclude(ledger: &Ledger, area: Span) -> bool {
+    if read(ledger).and_then(|note| note.program).is_some_and(|ranges| ranges.excluded.contains(&area)) {
+        return true;
+    }
     let before = ledger.notes()[EXCLUDED.0].load(Ordering::Acquire);
     push(ledger, EXCLUDED, area);
     ledger.notes()[EXCLUDED.0].load(Ordering::Acquire) != before
@@ -169,7 +172,9 @@ mod tests {
         note.retired = true;
         note.program.as_mut().unwrap().excluded.push(span(0x8000));
         assert_eq!(read(&ledger), Some(note));
-        while exclude(&ledger, span(0x9000)) {}
+        assert!(exclude(&ledger, span(0x8000)), "known already");
+        let mut more = (1..).map(|n| span(n * 0x10_0000));
+        while exclude(&ledger, more.next().unwrap()) {}
         assert!(!ledger.is_complete());
         assert_eq!(read(&ledger).unwrap().program.unwrap().ours.len(), 2);
     }

@@ -34,7 +34,9 @@ impl Survey {
 
     /// Leaves a range alone from now on.
     pub(super) fn exclude(&mut self, area: Span) {
-        self.excluded.push(area);
+        if !self.excluded.contains(&area) {
+            self.excluded.push(area);
+        }
     }
 
     /// Looks at the program's mappings, takes new ones into care and lets those go that may not be moved (any more).
