@@ -213,28 +213,40 @@ impl Engine {
 
     /// Takes the address spaces into care again that a dead process served, each of which has a [ledger](crate::Ledger), and serves their faults from now
     /// on. `found` is what the store holds still: all of it, for what nobody names is freed. To be called once, before anybody is adopted.
+    /// Gives them in the same order; `None` for one whose ledger makes no sense.
     ///
     /// # Errors
-    /// When one of them can't be watched, or its ledger makes no sense. Nothing is served then.
+    /// When one of them can't be watched. Nothing more is served then, and nothing given up: this process is to end.
     pub fn recover(
         &self,
         found: Vec<(PageKey, Handle)>,
         memories: &[Arc<dyn Memory>],
-    ) -> io::Result<(Vec<(SpaceId, Arc<Space>)>, Recovered)> {
+    ) -> io::Result<(Vec<Option<(SpaceId, Arc<Space>)>>, Recovered)> {
         let shared = &self.shared;
-        let failed = |error: MemoryError| io::Error::other(error);
-        let (spaces, report) = take_up(&shared.store, &shared.shares, found, memories).map_err(failed)?;
+        let (spaces, report) = take_up(&shared.store, &shared.shares, found, memories);
         let uffds: Vec<_> = memories.iter().filter_map(|memory| Some(memory.ledger()?.uffd()?.0)).collect();
         let mut served = Vec::with_capacity(spaces.len());
+        // Dropped, they would take their books with them; the next process may have more luck.
+        let leaked = spaces.clone();
         for space in spaces {
+            let Some(space) = space else {
+                served.push(None);
+                continue;
+            };
             let id = SpaceId(shared.next.fetch_add(1, Ordering::Relaxed));
             // One that is gone is found to be so when it is watched.
-            let children = space.replay(&|number| uffds.contains(&number)).unwrap_or_default();
-            shared.watch(id, &space)?;
+            let children = space.replay(&|number| uffds.contains(&number)).unwrap_or_else(|error| {
+                tracing::debug!(%error, "a client that was served before");
+                Vec::new()
+            });
+            if let Err(error) = shared.watch(id, &space) {
+                std::mem::forget(leaked);
+                return Err(error);
+            }
             for child in children {
                 shared.follow(id.0, &child);
             }
-            served.push((id, space));
+            served.push(Some((id, space)));
         }
         Ok((served, report))
     }

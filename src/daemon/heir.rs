@@ -28,7 +28,7 @@ impl Heritage {
     /// keeper.
     ///
     /// # Errors
-    /// When descriptors can't be listed, or a ledger isn't one.
+    /// When descriptors can't be listed.
     ///
     /// # Safety
     /// This process shares its file table with a process that waits for it, and with no other. It owns the descriptors in `keep` and no others, and
@@ -40,9 +40,20 @@ impl Heritage {
         let take = |number| unsafe { take_over(number) };
         let mut ledgers = Vec::new();
         for number in roster.ledgers() {
-            let memory = take(number).ok_or_else(|| io::Error::other("a ledger is listed that isn't open"))?;
+            let Some(memory) = take(number) else {
+                tracing::error!("a ledger is listed that isn't open: whose it is is lost");
+                roster.strike(number);
+                continue;
+            };
             kept.insert(number);
-            let ledger = Ledger::adopt(memory, &roster)?;
+            let ledger = match Ledger::adopt(memory, &roster) {
+                Ok(ledger) => ledger,
+                Err(error) => {
+                    tracing::error!(%error, "a ledger makes no sense: whose it is is lost");
+                    roster.strike(number);
+                    continue;
+                }
+            };
             kept.extend(ledger.uffd().map(|(uffd, _)| uffd));
             kept.extend(ledger.children());
             if let Some(note) = notes::read(&ledger) {
@@ -78,24 +89,36 @@ impl Heritage {
     }
 
     /// Everybody that can be served on. Who can't is ended: what is out of its memory will never be there again.
-    pub(super) fn clients(self) -> Result<Vec<Waiting>, ServerError> {
+    pub(super) fn clients(self) -> Vec<Waiting> {
         let mut waiting = Vec::with_capacity(self.ledgers.len());
         for ledger in self.ledgers {
-            let Some((uffd, features)) = ledger.uffd() else { continue };
-            // SAFETY: the ledger says that it was the dead worker's, and is asked once.
-            let Some(uffd) = (unsafe { take_over(uffd) }) else { continue };
-            let uffd = RawUffd::from_fd(uffd).and_then(|uffd| Uffd::from_handshaken(uffd.into_fd(), features))?;
             let note = notes::read(&ledger);
+            // SAFETY: the ledger says that it was the dead worker's, and is asked once.
+            let taken = ledger.uffd().and_then(|(uffd, features)| Some((unsafe { take_over(uffd) }?, features)));
+            let uffd = taken.and_then(|(uffd, features)| {
+                let uffd = RawUffd::from_fd(uffd).and_then(|uffd| Uffd::from_handshaken(uffd.into_fd(), features));
+                uffd.inspect_err(|error| tracing::error!(%error, "a client's userfaultfd")).ok()
+            });
+            let Some(uffd) = uffd else {
+                end(note.as_ref(), &ledger);
+                std::mem::forget(ledger);
+                continue;
+            };
             if !ledger.is_complete() {
-                end(uffd, note.as_ref());
+                end(note.as_ref(), &ledger);
+                // Its userfaultfd stays open with it, if it couldn't be ended: it waits, and is never fed anything else.
+                std::mem::forget((uffd, ledger));
                 continue;
             }
-            match resume(uffd, note, ledger, self.epoch) {
+            match resume(uffd, note, Arc::clone(&ledger), self.epoch) {
                 Ok(client) => waiting.push(client),
-                Err(error) => tracing::debug!(%error, "a client has gone meanwhile"),
+                Err(error) => {
+                    tracing::debug!(%error, "a client has gone meanwhile");
+                    ledger.leave();
+                }
             }
         }
-        Ok(waiting)
+        waiting
     }
 }
 
@@ -107,6 +130,14 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
+    /// Ends it: its books make no sense. Its userfaultfd stays open, in case it can't be.
+    pub(super) fn end(self) {
+        if let Some((_, peer, _)) = &self.told {
+            kill(peer);
+        }
+        std::mem::forget(self);
+    }
+
     pub(super) fn memory(&self) -> Arc<dyn Memory> {
         Arc::clone(&self.memory) as Arc<dyn Memory>
     }
@@ -159,20 +190,23 @@ fn resume(
 pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Ends a client whose books don't hold all of it. One that can't be named waits for ever where it touches what is out.
-fn end(uffd: Uffd, note: Option<&Note>) {
-    let Some(note) = note else {
-        tracing::error!("a forked child's books are not complete: it waits for ever where its memory is out");
-        std::mem::forget(uffd);
-        return;
-    };
-    tracing::error!(pid = note.pid, "a program is ended: what is out of its memory can't be told from its books");
+fn end(note: Option<&Note>, ledger: &Ledger) {
     // SAFETY: the notes say that it was the dead worker's, and are read for this once.
-    if let Some(pidfd) = unsafe { take_over(note.pidfd) } {
-        let peer = Peer::resume(note.pid, note.uid, note.gid, pidfd);
-        if let Err(error) = peer.kill() {
-            tracing::error!(pid = note.pid, %error, "it could not be ended, and waits for ever");
-            std::mem::forget(uffd);
+    let pidfd = note.and_then(|note| unsafe { take_over(note.pidfd) });
+    match (note, pidfd) {
+        (Some(note), Some(pidfd)) => {
+            kill(&Peer::resume(note.pid, note.uid, note.gid, pidfd));
+            ledger.leave();
         }
+        _ => tracing::error!("a forked child's books are not complete: it waits for ever where its memory is out"),
+    }
+}
+
+fn kill(peer: &Peer) {
+    let pid = peer.pid();
+    tracing::error!(pid, "a program is ended: what is out of its memory can't be told from its books");
+    if let Err(error) = peer.kill() {
+        tracing::error!(pid, %error, "it could not be ended, and waits for ever");
     }
 }
 

@@ -12,6 +12,7 @@
 use super::control::{ControlError, ControlSocket};
 use super::heir::Heritage;
 use super::notes;
+use super::server::end_at_once;
 use crate::run::Signals;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
@@ -133,7 +134,7 @@ impl Keeper {
             // SAFETY: there is one thread, by the caller's promise and since the keeper starts none. What exists twice is dropped by a worker at its
             // end, after which the keeper drops nothing.
             match unsafe { fork_sharing_files() }? {
-                Forked::Child => return self.worker(roster, &own),
+                Forked::Child => return Ok(self.worker(roster, &own)),
                 Forked::Parent(worker) => {
                     let ended = self.wait(worker);
                     let waiting = roster.ledgers().len();
@@ -156,15 +157,15 @@ impl Keeper {
         Ok(self.over(GAVE_UP))
     }
 
-    fn worker(self, roster: Arc<Roster>, own: &[RawFd]) -> Result<Kept, KeeperError> {
-        let failed = |source| KeeperError::Start { doing: "taking up what the worker before has left", source };
+    fn worker(self, roster: Arc<Roster>, own: &[RawFd]) -> Kept {
         // SAFETY: the file table is shared with the keeper alone, which waits; `own` are the descriptors it had before the first worker, of which this
         // process has everything that owns one. The worker before is dead, if there was one.
-        let heritage = unsafe { Heritage::take(roster, own) }.map_err(failed)?;
+        let taken = unsafe { Heritage::take(roster, own) };
+        let heritage = taken.unwrap_or_else(|error| end_at_once(&error));
         let Self { listener, control, signals, .. } = self;
         // A worker takes its own.
         std::mem::forget(signals);
-        Ok(Kept::Worker { listener, control, heritage })
+        Kept::Worker { listener, control, heritage }
     }
 
     /// Waits for a worker to end, passing on what the keeper is told.

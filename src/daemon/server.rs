@@ -165,18 +165,21 @@ impl Server {
             refused: AtomicU64::new(0),
             stop: AtomicBool::new(false),
         });
-        let engine = builder.engine(Arc::new(Watcher(Arc::downgrade(&inner))))?;
+        let has_heirs = heritage.is_some();
+        // What others wait for must not be given up because this process can't serve: the next one may.
+        let or_end = |error: ServerError| if has_heirs { end_at_once(&error) } else { error };
+        let engine = builder.engine(Arc::new(Watcher(Arc::downgrade(&inner)))).map_err(or_end)?;
         let _ = inner.engine.set(engine);
         if let Some((heritage, found)) = heritage {
-            inner.serve_on(heritage, found)?;
+            inner.serve_on(heritage, found);
         }
         let upkeep = Upkeep::start(Arc::clone(inner.engine().store()))
-            .map_err(|source| ServerError::Start { doing: "looking after the store", source })?;
+            .map_err(|source| or_end(ServerError::Start { doing: "looking after the store", source }))?;
         let serving = Arc::clone(&inner);
         let acceptor = std::thread::Builder::new()
             .name("userswap-accept".into())
             .spawn(move || serving.accept())
-            .map_err(|source| ServerError::Start { doing: "starting the acceptor", source })?;
+            .map_err(|source| or_end(ServerError::Start { doing: "starting the acceptor", source }))?;
         Ok(Self { inner, acceptor: Some(acceptor), _upkeep: upkeep })
     }
 
@@ -454,17 +457,21 @@ impl Inner {
     }
 
     /// Takes up those whom a worker served that has died.
-    fn serve_on(self: &Arc<Self>, heritage: Heritage, found: Objects) -> Result<(), ServerError> {
+    fn serve_on(self: &Arc<Self>, heritage: Heritage, found: Objects) {
         let begun = Instant::now();
         let (epoch, roster) = (heritage.epoch(), Arc::clone(heritage.roster()));
-        let waiting = heritage.clients()?;
+        let waiting = heritage.clients();
         let memories: Vec<_> = waiting.iter().map(Waiting::memory).collect();
         let mut clients = self.clients.lock();
         let (spaces, report) = self
             .engine()
             .recover(found, &memories)
-            .map_err(|source| ServerError::Start { doing: "taking up what the worker before has left", source })?;
-        for (client, (id, space)) in waiting.into_iter().zip(spaces) {
+            .unwrap_or_else(|source| end_at_once(&ServerError::Start { doing: "taking up what was left", source }));
+        for (client, space) in waiting.into_iter().zip(spaces) {
+            let Some((id, space)) = space else {
+                client.end();
+                continue;
+            };
             let Some((link, peer, note)) = client.told else { continue };
             // Registered already, unless its worker died right before.
             let registered = Span::page_of(space.sentinel())
@@ -493,7 +500,6 @@ impl Inner {
             );
         }
         roster.set_serving(true);
-        Ok(())
     }
 
     fn client(&self, pid: u32) -> Result<Arc<ClientEntry>, ServerError> {
@@ -558,6 +564,15 @@ impl ClientEntry {
         drop(steward);
     }
 }
+
+/// Ends this process without giving anything up: what it has open another one has, too.
+pub(super) fn end_at_once(error: &dyn std::error::Error) -> ! {
+    tracing::error!(error = %chain(error), "this worker can't serve, and ends");
+    std::process::exit(CANNOT_SERVE)
+}
+
+/// The status of a worker that can't serve.
+const CANNOT_SERVE: i32 = 70;
 
 /// Says why a client was not taken on. That it was gone sooner is what short lives come to, and no news.
 fn tell_refused(error: &ServerError) {

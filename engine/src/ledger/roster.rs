@@ -81,7 +81,12 @@ impl Roster {
 
     /// Takes a ledger off the list: there is nothing to take up any more. Before any of its descriptors is closed.
     pub(crate) fn leave(&self, ledger: &Ledger) {
-        let number = u64::try_from(ledger.as_fd().as_raw_fd()).map_or(0, |number| number + 1);
+        self.strike(ledger.as_fd().as_raw_fd());
+    }
+
+    /// Takes a ledger off the list whose descriptor isn't open.
+    pub fn strike(&self, number: RawFd) {
+        let number = u64::try_from(number).map_or(0, |number| number + 1);
         let _choosing = self.choosing.lock();
         if let Some(entry) = self.entries.iter().find(|entry| entry.load(Ordering::Relaxed) == number) {
             entry.store(0, Ordering::Release);

@@ -117,21 +117,19 @@ impl Names {
 /// Takes up the address spaces that `memories` reach, each with a ledger. What the store was found to hold and nobody names is freed.
 /// They are complete but for [`Space::replay`].
 ///
-/// # Errors
-/// When a ledger can't be one's, or an address space can't be told from its ledger: nothing may be served of any of them then, since objects may
-/// be shared.
+/// One that can't be told from its ledger is left out.
 pub(crate) fn take_up(
     store: &Arc<dyn Store>,
     shares: &Arc<Shares>,
     found: Vec<(PageKey, Handle)>,
     memories: &[Arc<dyn Memory>],
-) -> Result<(Vec<Arc<Space>>, Recovered), MemoryError> {
+) -> (Vec<Option<Arc<Space>>>, Recovered) {
     let mut objects = Objects::new(found);
     let mut report = Recovered { spaces: memories.len(), ..Recovered::default() };
     let mut slots = Slots { pools: HashMap::new(), slots: HashMap::new(), slot_pages: 1 };
     let mut lineages: HashMap<u64, Arc<Lineage>> = HashMap::new();
     for memory in memories {
-        let ledger = ledger_of(memory.as_ref())?;
+        let Some(ledger) = memory.ledger() else { continue };
         let pool = if ledger.has_inherited() {
             let pool = SlotPool::new(ledger.uid(), None, ledger.slot_pages(), page_size() as u64);
             if let Some(area) = memory.slot_area() {
@@ -153,12 +151,14 @@ pub(crate) fn take_up(
     }
     let mut spaces = Vec::with_capacity(memories.len());
     for memory in memories {
-        let ledger = ledger_of(memory.as_ref())?;
-        let Some(lineage) = lineages.get(&ledger.owner()) else { continue };
-        let Some(pool) = slots.pools.get(&ledger.uid()).map(|(pool, _)| Arc::clone(pool)) else { continue };
-        slots.slot_pages = ledger.slot_pages();
-        let found = find_space(memory, ledger, lineage, &pool, &mut objects, &mut slots, &mut report)?;
-        spaces.push(found.build(memory, store, shares, lineage, pool));
+        let space = memory.ledger().and_then(|ledger| {
+            let lineage = lineages.get(&ledger.owner())?;
+            let pool = Arc::clone(&slots.pools.get(&ledger.uid())?.0);
+            slots.slot_pages = ledger.slot_pages();
+            let found = find_space(memory, ledger, lineage, &pool, &mut objects, &mut slots, &mut report)?;
+            Some(found.build(memory, store, shares, lineage, pool))
+        });
+        spaces.push(space);
     }
     let mut unnamed = Vec::new();
     for (handle, names) in objects.named() {
@@ -171,20 +171,16 @@ pub(crate) fn take_up(
     report.unnamed = unnamed.len() as u64;
     store.free(&unnamed);
     mark_shared(&spaces, &objects);
-    for space in &spaces {
-        if !ledger_of(space.memory.as_ref())?.has_inherited() {
+    for space in spaces.iter().flatten() {
+        if !space.memory.ledger().is_some_and(|ledger| ledger.has_inherited()) {
             space.pool.distrust_free(space.memory.as_ref());
         }
     }
-    Ok((spaces, report))
+    (spaces, report)
 }
 
 /// Generations that threads may have been given beyond what was written down.
 const GENERATIONS: u32 = 1 << 12;
-
-fn ledger_of(memory: &dyn Memory) -> Result<&Arc<Ledger>, MemoryError> {
-    memory.ledger().ok_or(MemoryError::Gone)
-}
 
 /// One address space, out of its ledger.
 struct FoundSpace {
@@ -204,11 +200,7 @@ fn find_space(
     objects: &mut Objects,
     slots: &mut Slots,
     report: &mut Recovered,
-) -> Result<FoundSpace, MemoryError> {
-    let broken = |reason: &str| {
-        tracing::error!(?ledger, reason, "a ledger makes no sense");
-        MemoryError::Gone
-    };
+) -> Option<FoundSpace> {
     let counts = Counts::default();
     let mut key_bases = HashMap::new();
     let mut regions: Vec<(Arc<Region>, u64)> = Vec::new();
@@ -228,7 +220,10 @@ fn find_space(
         regions.push((Arc::clone(&region), record.key_base));
         Some(region)
     });
-    let (directory, leftover) = read.ok_or_else(|| broken("its directory is none"))?;
+    let Some((directory, leftover)) = read else {
+        tracing::error!(?ledger, "a ledger's directory is none");
+        return None;
+    };
     // Regions that are mapped nowhere any more, or weren't yet.
     let mapped: Vec<u32> = regions
         .iter()
@@ -297,7 +292,7 @@ fn find_space(
         }
     }
     let names = SlotNames::found(Arc::clone(ledger), named);
-    Ok(FoundSpace { directory, leftover, names, key_bases, arrived })
+    Some(FoundSpace { directory, leftover, names, key_bases, arrived })
 }
 
 /// Finds out what became of an order to move pages into a slot. Returns how many of them don't stand there.
@@ -339,13 +334,14 @@ fn settle_order(
     u32::try_from(lost.slots.len()).unwrap_or(0)
 }
 
-fn mark_shared(spaces: &[Arc<Space>], objects: &Objects) {
+fn mark_shared(spaces: &[Option<Arc<Space>>], objects: &Objects) {
     let shared: std::collections::HashSet<Handle> =
         objects.named().filter(|(_, names)| *names > 1).map(|(handle, _)| handle).collect();
     if shared.is_empty() {
         return;
     }
-    for region in spaces.iter().flat_map(|space| space.shared().all_and_overdue()).map(|part| part.region) {
+    let parts = spaces.iter().flatten().flat_map(|space| space.shared().all_and_overdue());
+    for region in parts.map(|part| part.region) {
         let mut shard = region.lock();
         for page in (0..shard.len()).map(PageIndex) {
             if let PageState::Stored(handle) | PageState::Poisoned(Some(handle)) = shard.state(page)

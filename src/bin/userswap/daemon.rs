@@ -14,6 +14,7 @@ use userswap::run::Signals;
 use userswap::{Contract, Server};
 use userswap_ipc::Listener;
 use userswap_policy::Limits;
+use userswap_store::StoreError;
 use userswap_stores::spec::{Spec, SpecError};
 
 /// Serves until it is told to end.
@@ -57,14 +58,23 @@ fn start(
     spec: Spec,
     inherited: Option<(Listener, Option<ControlSocket>, Heritage)>,
 ) -> Result<Service, Failure> {
-    let opened = |error| run::store_failure(&SpecError::Open { spec: settings.store.clone(), source: error });
+    let waiting = inherited.as_ref().is_some_and(|(_, _, heritage)| heritage.epoch() > 1);
+    let opened = |error| {
+        let failure = run::store_failure(&SpecError::Open { spec: settings.store.clone(), source: error });
+        // Nothing that others wait for is to be given up: the next worker may have more luck.
+        if waiting { failure.end_at_once() } else { failure }
+    };
     let (store, inherited) = match inherited {
         None => (spec.open(userswap_uffd::page_size()).map_err(opened)?, None),
         Some((listener, control, mut heritage)) => {
             let (left, roster) = (heritage.take_arena(), Arc::clone(heritage.roster()));
+            // Another descriptor of the same: this one is closed only once the store has it.
+            let again = left.as_ref().map(AsFd::as_fd).map(|left| left.try_clone_to_owned()).transpose();
+            let again = again
+                .map_err(|source| opened(StoreError::Io { doing: "duplicating a descriptor", source }))?;
             let keep = |arena: BorrowedFd<'_>| roster.note_arena(arena);
             let (store, found) =
-                spec.open_kept(userswap_uffd::page_size(), left, keep).map_err(opened)?;
+                spec.open_kept(userswap_uffd::page_size(), again, keep).map_err(opened)?;
             (store, Some((listener, control, heritage, found)))
         }
     };

@@ -53,6 +53,12 @@ impl Failure {
         self
     }
 
+    /// Says it and ends this process, dropping nothing.
+    pub(crate) fn end_at_once(self) -> ! {
+        eprintln!("userswap: {}", self.sentence);
+        std::process::exit(self.status as i32)
+    }
+
     /// Says it, and gives the status to end with.
     pub(crate) fn report(self) -> ExitCode {
         eprintln!("userswap: {}", self.sentence);
