@@ -29,7 +29,7 @@ mod warden;
 pub use builder::ServerBuilder;
 pub use heir::Heritage;
 #[cfg(all(feature = "control", feature = "run"))]
-pub use keeper::{Kept, Keeper, KeeperError};
+pub use keeper::{Keeper, KeeperError, Kept};
 pub use recorder::Recorder;
 pub use server::{ClientStatus, Server, ServerError};
 #[cfg(feature = "control")]

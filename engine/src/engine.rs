@@ -45,6 +45,9 @@ impl Observer for Unobserved {}
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SpaceId(pub u64);
 
+/// An address space with its name.
+pub type Named = (SpaceId, Arc<Space>);
+
 /// Settings of an [`Engine`].
 pub struct EngineBuilder {
     store: Arc<dyn Store>,
@@ -197,13 +200,8 @@ impl Engine {
         let slot_pages = memory.slot_pages().unwrap_or(shared.slot_pages);
         let owner = memory.ledger().map_or(id.0, |ledger| ledger.roster().next_owner());
         let owner = OwnerId(owner);
-        let space = Space::new(
-            memory,
-            Arc::clone(&shared.store),
-            Arc::clone(&shared.shares),
-            owner,
-            slot_pages,
-        );
+        let space =
+            Space::new(memory, Arc::clone(&shared.store), Arc::clone(&shared.shares), owner, slot_pages);
         if let Err(error) = shared.watch(id, &space) {
             space.close();
             return Err(error);
@@ -221,7 +219,7 @@ impl Engine {
         &self,
         found: Vec<(PageKey, Handle)>,
         memories: &[Arc<dyn Memory>],
-    ) -> io::Result<(Vec<Option<(SpaceId, Arc<Space>)>>, Recovered)> {
+    ) -> io::Result<(Vec<Option<Named>>, Recovered)> {
         let shared = &self.shared;
         let (spaces, report) = take_up(&shared.store, &shared.shares, found, memories);
         let uffds: Vec<_> = memories.iter().filter_map(|memory| Some(memory.ledger()?.uffd()?.0)).collect();

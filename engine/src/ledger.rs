@@ -169,7 +169,10 @@ impl Ledger {
     /// Something doesn't fit: the address space can't be recovered from here.
     pub(crate) fn overflow(&self, what: &'static str) {
         if self.get(Head::Overflown) == 0 {
-            tracing::warn!(what, "an address space is too large for its ledger: it won't survive this process");
+            tracing::warn!(
+                what,
+                "an address space is too large for its ledger: it won't survive this process"
+            );
         }
         self.set(Head::Overflown, 1);
     }

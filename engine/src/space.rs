@@ -5,7 +5,9 @@ pub(crate) mod recover;
 
 use crate::arrivals::Arrivals;
 use crate::brake::Brake;
-use crate::core::{Counts, Generation, Lost, Nearby, PageIndex, PageTable, Piece, RegionId, Shard, SlotId, Transition};
+use crate::core::{
+    Counts, Generation, Lost, Nearby, PageIndex, PageTable, Piece, RegionId, Shard, SlotId, Transition,
+};
 use crate::directory::{Directory, Part, Region, bytes_of, pages_in};
 use crate::histogram::Histogram;
 use crate::memory::{Batch, Fault, Memory, MemoryError};

@@ -121,7 +121,9 @@ impl<R: Reach> Watched<R> {
                 let uffd = Uffd::from_handshaken(child, self.uffd.features()).map_err(gone)?;
                 let reach = self.reach.child();
                 let child = match &self.ledger {
-                    Some(ledger) => Ledger::create(ledger.roster()).map(|ledger| Self::kept(uffd, reach, ledger)),
+                    Some(ledger) => {
+                        Ledger::create(ledger.roster()).map(|ledger| Self::kept(uffd, reach, ledger))
+                    }
                     None => Self::new(uffd, reach),
                 };
                 Event::Fork(Arc::new(child.map_err(|_| MemoryError::Gone)?))

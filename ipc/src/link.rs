@@ -49,7 +49,13 @@ struct Turn {
 
 impl Default for Turn {
     fn default() -> Self {
-        Self { last: 0, others: 0, broken: false, inbox: Inbox::default(), buffer: vec![0; MAX_MESSAGE_BYTES] }
+        Self {
+            last: 0,
+            others: 0,
+            broken: false,
+            inbox: Inbox::default(),
+            buffer: vec![0; MAX_MESSAGE_BYTES],
+        }
     }
 }
 

@@ -110,10 +110,9 @@ impl Admission {
             None => Watched::new(uffd, ClientReach::new(told)).map_err(failed)?,
             Some(roster) => {
                 let ledger = Ledger::create(roster).map_err(failed)?;
-                let ranges = program.as_ref().map(|program| notes::Ranges {
-                    ours: program.ours.clone(),
-                    ..notes::Ranges::default()
-                });
+                let ranges = program
+                    .as_ref()
+                    .map(|program| notes::Ranges { ours: program.ours.clone(), ..notes::Ranges::default() });
                 notes::write(&ledger, &note(&told, &peer, ranges));
                 ledger.note_sentinel(sentinel.start());
                 Watched::kept(uffd, ClientReach::new(told), ledger)

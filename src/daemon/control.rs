@@ -284,12 +284,8 @@ impl Control {
         let listener = Arc::new(listener);
         let stop = Arc::new(AtomicBool::new(false));
         // From here on dropping it removes the file.
-        let mut control = Self {
-            path,
-            listener: Arc::clone(&listener),
-            stop: Arc::clone(&stop),
-            thread: None,
-        };
+        let mut control =
+            Self { path, listener: Arc::clone(&listener), stop: Arc::clone(&stop), thread: None };
         let thread = std::thread::Builder::new()
             .name("userswap-control".into())
             .spawn(move || accept(&listener, &stop, &desk))

@@ -94,9 +94,11 @@ impl Heritage {
         for ledger in self.ledgers {
             let note = notes::read(&ledger);
             // SAFETY: the ledger says that it was the dead worker's, and is asked once.
-            let taken = ledger.uffd().and_then(|(uffd, features)| Some((unsafe { take_over(uffd) }?, features)));
+            let taken =
+                ledger.uffd().and_then(|(uffd, features)| Some((unsafe { take_over(uffd) }?, features)));
             let uffd = taken.and_then(|(uffd, features)| {
-                let uffd = RawUffd::from_fd(uffd).and_then(|uffd| Uffd::from_handshaken(uffd.into_fd(), features));
+                let uffd =
+                    RawUffd::from_fd(uffd).and_then(|uffd| Uffd::from_handshaken(uffd.into_fd(), features));
                 uffd.inspect_err(|error| tracing::error!(%error, "a client's userfaultfd")).ok()
             });
             let Some(uffd) = uffd else {
@@ -143,12 +145,7 @@ impl Waiting {
     }
 }
 
-fn resume(
-    uffd: Uffd,
-    note: Option<Note>,
-    ledger: Arc<Ledger>,
-    epoch: u64,
-) -> Result<Waiting, ServerError> {
+fn resume(uffd: Uffd, note: Option<Note>, ledger: Arc<Ledger>, epoch: u64) -> Result<Waiting, ServerError> {
     let Some(note) = note else {
         let memory = Arc::new(Watched::kept(uffd, ClientReach::default(), ledger));
         return Ok(Waiting { memory, told: None });
@@ -159,9 +156,8 @@ fn resume(
         let source = io::Error::other("a descriptor isn't open that a client's notes name");
         return Err(ServerError::Start { doing: "taking a client up", source });
     };
-    let again = pidfd
-        .try_clone()
-        .map_err(|source| ServerError::Start { doing: "duplicating a pidfd", source })?;
+    let again =
+        pidfd.try_clone().map_err(|source| ServerError::Start { doing: "duplicating a pidfd", source })?;
     let process = Process::from_pidfd(again)?;
     let pagemap =
         Pagemap::open(note.pid).map_err(|source| ServerError::NoPagemap { pid: note.pid, source })?;
@@ -198,7 +194,9 @@ fn end(note: Option<&Note>, ledger: &Ledger) {
             kill(&Peer::resume(note.pid, note.uid, note.gid, pidfd));
             ledger.leave();
         }
-        _ => tracing::error!("a forked child's books are not complete: it waits for ever where its memory is out"),
+        _ => tracing::error!(
+            "a forked child's books are not complete: it waits for ever where its memory is out"
+        ),
     }
 }
 

@@ -20,7 +20,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use userswap_engine::{Engine, EvictError, Memory, MemoryError, MovedOut, Observer, Roster, Space, SpaceId, Watched};
+use userswap_engine::{
+    Engine, EvictError, Memory, MemoryError, MovedOut, Observer, Roster, Space, SpaceId, Watched,
+};
 use userswap_ipc::{
     Child, ClientLink, Connection, LinkError, Listener, Peer, Received, TransportError, Wait,
 };
@@ -463,10 +465,9 @@ impl Inner {
         let waiting = heritage.clients();
         let memories: Vec<_> = waiting.iter().map(Waiting::memory).collect();
         let mut clients = self.clients.lock();
-        let (spaces, report) = self
-            .engine()
-            .recover(found, &memories)
-            .unwrap_or_else(|source| end_at_once(&ServerError::Start { doing: "taking up what was left", source }));
+        let (spaces, report) = self.engine().recover(found, &memories).unwrap_or_else(|source| {
+            end_at_once(&ServerError::Start { doing: "taking up what was left", source })
+        });
         for (client, space) in waiting.into_iter().zip(spaces) {
             let Some((id, space)) = space else {
                 client.end();
@@ -483,7 +484,9 @@ impl Inner {
             let start = Start::Again { retired: note.retired };
             match self.start_steward(id, space, link, peer, survey, start) {
                 Ok(entry) => drop(clients.insert(id, entry)),
-                Err(error) => tracing::error!(pid = note.pid, error = %chain(&error), "a client is served, and given no orders"),
+                Err(error) => {
+                    tracing::error!(pid = note.pid, error = %chain(&error), "a client is served, and given no orders")
+                }
             }
         }
         drop(clients);

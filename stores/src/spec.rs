@@ -241,14 +241,16 @@ impl Spec {
         use std::os::fd::AsFd;
         let builder = match self {
             #[cfg(feature = "ram-lz4")]
-            Self::RamLz4 { capacity } => {
-                ram_builder(crate::ram::Codec::Lz4, None, None, capacity, page_size)
-            }
+            Self::RamLz4 { capacity } => ram_builder(crate::ram::Codec::Lz4, None, None, capacity, page_size),
             #[cfg(feature = "ram-zstd")]
             Self::RamZstd { level, dictionary, dense, capacity } => {
                 ram_builder(crate::ram::Codec::Zstd { level }, dictionary, dense, capacity, page_size)
             }
-            _ => return Err(StoreError::Unsupported { what: "anything but memory that outlives its process" }),
+            _ => {
+                return Err(StoreError::Unsupported {
+                    what: "anything but memory that outlives its process",
+                });
+            }
         };
         let builder = builder.recoverable(true);
         let (store, found) = match left {

@@ -24,7 +24,8 @@ struct Mortal {
 
 impl Mortal {
     fn start(place: &Place, arguments: &[&str]) -> Self {
-        let mut command = place.userswap(&["daemon", "--listen", &place.at("s"), "--control", &place.at("c")]);
+        let mut command =
+            place.userswap(&["daemon", "--listen", &place.at("s"), "--control", &place.at("c")]);
         let log = std::fs::File::create(place.path("log")).unwrap();
         let keeper = command.args(arguments).stderr(log).spawn().unwrap();
         let daemon = Self { keeper, control: place.path("c"), seed: 1, back: Vec::new() };

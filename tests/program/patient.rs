@@ -125,7 +125,7 @@ fn fork(words: &[AtomicU64]) {
 fn pattern(page: usize, version: u64, word: usize) -> u64 {
     // Half of a page is the same in all of it.
     let seed = (page as u64) << 32 | version;
-    (seed ^ if word % 2 == 0 { 0 } else { word as u64 }).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    (seed ^ if word.is_multiple_of(2) { 0 } else { word as u64 }).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 fn page_of(words: &[AtomicU64], page: usize) -> &[AtomicU64] {

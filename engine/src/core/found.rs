@@ -30,7 +30,9 @@ impl Shard {
         renew: impl FnOnce() -> Generation,
     ) -> Found {
         match self.pages.state(page) {
-            PageState::Absent | PageState::Resident | PageState::Zero | PageState::Poisoned(None) => Found::Settled,
+            PageState::Absent | PageState::Resident | PageState::Zero | PageState::Poisoned(None) => {
+                Found::Settled
+            }
             PageState::Zeroing => {
                 let removed = self.pages.flags(page).has(Flags::DOOMED);
                 self.set(page, if removed { PageState::Zero } else { PageState::Absent });

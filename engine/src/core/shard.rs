@@ -148,13 +148,7 @@ impl Shard {
     }
 
     /// The region whose pages are told of in a table, none of them out, mapped as said.
-    pub fn over(
-        id: RegionId,
-        pages: PageTable,
-        mapped: Vec<Piece>,
-        page_bytes: u64,
-        counts: Counts,
-    ) -> Self {
+    pub fn over(id: RegionId, pages: PageTable, mapped: Vec<Piece>, page_bytes: u64, counts: Counts) -> Self {
         Self { id, pages, mapped, out: 0, registered: false, around: Around::default(), page_bytes, counts }
     }
 

@@ -16,7 +16,8 @@ use userswap_uffd::Span;
 impl Directory {
     /// Everything it says, and `leftover`, as words. `None` if a region has no number.
     pub(crate) fn to_words(&self, leftover: &[Span]) -> Option<Vec<u64>> {
-        let counts = [self.mapped.len(), self.overdue.len(), self.left.len(), self.removed.len(), leftover.len()];
+        let counts =
+            [self.mapped.len(), self.overdue.len(), self.left.len(), self.removed.len(), leftover.len()];
         let mut words: Vec<u64> = counts.iter().map(|count| *count as u64).collect();
         for (&start, extent) in &self.mapped {
             words.extend([start, extent.end, number_of(&extent.region)?, extent.first.0.into()]);

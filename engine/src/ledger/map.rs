@@ -46,7 +46,10 @@ impl Map {
     /// `count` words from byte `at` on.
     pub(crate) fn words<T: Word>(self: &Arc<Self>, at: usize, count: usize) -> Words<T> {
         let len = count * size_of::<T>();
-        assert!(at.is_multiple_of(align_of::<T>()) && at.checked_add(len).is_some_and(|end| end <= self.raw.len()));
+        assert!(
+            at.is_multiple_of(align_of::<T>())
+                && at.checked_add(len).is_some_and(|end| end <= self.raw.len())
+        );
         // SAFETY: needed to name memory that no value of this process owns. `at` is within the mapping, as was just asserted.
         let first = unsafe { NonNull::new_unchecked(self.raw.as_mut_ptr().add(at).cast::<T>()) };
         Words { first, count, owner: Owner::Shared(Arc::clone(self)) }
@@ -56,6 +59,7 @@ impl Map {
     ///
     /// # Safety
     /// For as long as the slice lives nobody else uses this part of the memory.
+    #[allow(clippy::mut_from_ref, reason = "the caller promises that nobody else has it")]
     pub(crate) unsafe fn messages(&self, at: usize, count: usize) -> &mut [RawMessage] {
         let len = count * size_of::<RawMessage>();
         assert!(at.is_multiple_of(8) && at.checked_add(len).is_some_and(|end| end <= self.raw.len()));

@@ -70,7 +70,13 @@ impl Space {
     }
 
     /// Applies one event to the books.
-    pub(super) fn apply(&self, event: Event, directory: &mut Directory, lost: &mut Lost, children: &mut Vec<Arc<Self>>) {
+    pub(super) fn apply(
+        &self,
+        event: Event,
+        directory: &mut Directory,
+        lost: &mut Lost,
+        children: &mut Vec<Arc<Self>>,
+    ) {
         match event {
             Event::Remove(span) => {
                 directory.note_removed(span);

@@ -208,7 +208,8 @@ fn find_space(
     let word = words.iter().map(|word| word.load(Ordering::Acquire));
     let read = Directory::from_words(word, |number, pieces| {
         let (record, table) = ledger.found_region(number)?;
-        if pieces.iter().any(|piece| u64::from(piece.first.0) + u64::from(piece.pages) > record.pages.into()) {
+        if pieces.iter().any(|piece| u64::from(piece.first.0) + u64::from(piece.pages) > record.pages.into())
+        {
             return None;
         }
         let mut shard = Shard::over(record.id, table, pieces.to_vec(), page_size() as u64, counts.clone());
@@ -280,7 +281,8 @@ fn find_space(
             count -= settle_order(memory.as_ref(), &slot, &region, first, &ordered, lineage, report);
         }
         if count > 0 {
-            named[id.0 as usize] = Some(Standing { slot, region, first, pages, count, serial: record.serial });
+            named[id.0 as usize] =
+                Some(Standing { slot, region, first, pages, count, serial: record.serial });
         }
     }
     for standing in named.iter().flatten().filter(|standing| standing.slot.is_of(pool)) {

@@ -73,8 +73,7 @@ fn start(
             let again = again
                 .map_err(|source| opened(StoreError::Io { doing: "duplicating a descriptor", source }))?;
             let keep = |arena: BorrowedFd<'_>| roster.note_arena(arena);
-            let (store, found) =
-                spec.open_kept(userswap_uffd::page_size(), again, keep).map_err(opened)?;
+            let (store, found) = spec.open_kept(userswap_uffd::page_size(), again, keep).map_err(opened)?;
             (store, Some((listener, control, heritage, found)))
         }
     };
