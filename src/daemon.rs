@@ -6,6 +6,8 @@ mod claims;
 #[cfg(feature = "control")]
 pub mod control;
 pub mod footprint;
+#[cfg(all(feature = "control", feature = "run"))]
+mod handover;
 mod heir;
 #[cfg(all(feature = "control", feature = "run"))]
 mod keeper;
@@ -27,6 +29,8 @@ mod upkeep;
 mod warden;
 
 pub use builder::ServerBuilder;
+#[cfg(all(feature = "control", feature = "run"))]
+pub use handover::QUESTION;
 pub use heir::Heritage;
 #[cfg(all(feature = "control", feature = "run"))]
 pub use keeper::{Keeper, KeeperError, Kept};

@@ -280,6 +280,11 @@ impl EvictWork {
         let page = page_size();
         let bytes = &mut self.bytes[..(high - low + 1) as usize * page];
         if let Err(gone) = standing.slot.read(low, bytes) {
+            // A copy is what a child has. What can't be read of one's own slot stays where it stands.
+            if standing.slot.is_of(&space.pool) {
+                self.writing.clear();
+                return Err(gone.into());
+            }
             self.writing.retain(|&(offset, _)| {
                 let at = (offset - low) as usize * page;
                 let (slot, bytes) = (&standing.slot, &mut bytes[at..at + page]);

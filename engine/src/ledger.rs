@@ -59,7 +59,11 @@ const LEN: usize = 4 << 30;
 /// Words that an embedder may write.
 pub const NOTES_WORDS: usize = 1024;
 
-const MAGIC: u64 = 0x7573_7761_6c65_6401;
+const MAGIC: u64 = 0x7573_7761_6c65_6400 | LAYOUT;
+
+/// Which layout of ledgers and lists this program writes and takes up. Changed with any of them, with what an embedder's notes say, and with the layout of the
+/// store's objects.
+pub const LAYOUT: u64 = 1;
 
 /// The words of the head.
 #[derive(Clone, Copy)]

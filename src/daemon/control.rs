@@ -277,6 +277,20 @@ impl ControlSocket {
     }
 }
 
+impl ControlSocket {
+    /// A socket that listens at `path` already.
+    #[cfg(feature = "run")]
+    pub(super) fn resume(socket: std::os::fd::OwnedFd, path: &Path) -> Self {
+        Self { path: path.to_path_buf(), listener: socket.into() }
+    }
+
+    /// The number of its descriptor.
+    #[cfg(feature = "run")]
+    pub(super) fn number(&self) -> std::os::fd::RawFd {
+        std::os::fd::AsRawFd::as_raw_fd(&self.listener)
+    }
+}
+
 impl Control {
     /// Serves a socket.
     pub(super) fn serve(socket: ControlSocket, desk: Arc<Desk>) -> Result<Self, ControlError> {

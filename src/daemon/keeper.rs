@@ -10,14 +10,15 @@
 #![allow(unsafe_code)]
 
 use super::control::{ControlError, ControlSocket};
+use super::handover::{self, Handover};
 use super::heir::Heritage;
 use super::notes;
-use super::server::end_at_once;
+use super::server::{chain, end_at_once};
 use crate::run::Signals;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use std::io;
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,6 +32,8 @@ pub struct Keeper {
     control: Option<ControlSocket>,
     signals: Signals,
     patience: Duration,
+    /// What another program was before it became this one, and the descriptors that aren't its workers'.
+    before: Option<(Arc<Roster>, Vec<RawFd>)>,
 }
 
 /// What a process comes out of [`Keeper::keep`] as.
@@ -71,6 +74,9 @@ pub enum KeeperError {
     },
 }
 
+/// How long clients are left waiting for a worker, unless said otherwise.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// So many workers in a row that die before they serve anybody are enough.
 const TRIES: u32 = 5;
 
@@ -85,12 +91,16 @@ impl Keeper {
     pub fn new(listen: &Path, mode: u32, control: Option<&Path>) -> Result<Self, KeeperError> {
         let signals =
             Signals::take().map_err(|source| KeeperError::Start { doing: "taking signals", source })?;
+        // SAFETY: a program begins, and has nothing open but what the one before it has left.
+        if let Some(before) = unsafe { Handover::found() }? {
+            return Ok(before.take(signals, listen, control));
+        }
         let listener = match listen.to_str().and_then(|path| path.strip_prefix('@')) {
             Some(name) => Listener::bind_abstract(name)?,
             None => Listener::bind(listen, mode)?,
         };
         let control = control.map(ControlSocket::bind).transpose()?;
-        Ok(Self { listener, control, signals, patience: Duration::from_secs(60) })
+        Ok(Self { listener, control, signals, patience: PATIENCE, before: None })
     }
 
     /// How long clients are left waiting, if no worker can serve them, before they are ended: a minute unless said otherwise.
@@ -122,12 +132,17 @@ impl Keeper {
     ///
     /// # Safety
     /// This process has no other thread, and owns every descriptor that is open.
-    pub unsafe fn keep(self) -> Result<Kept, KeeperError> {
+    pub unsafe fn keep(mut self) -> Result<Kept, KeeperError> {
         let failed = |source| KeeperError::Start { doing: "making the list of what workers leave", source };
-        let roster = Roster::create().map_err(failed)?;
+        let (roster, own) = match self.before.take() {
+            Some(before) => before,
+            None => {
+                let roster = Roster::create().map_err(failed)?;
+                (roster, descriptors()?)
+            }
+        };
         // The last worker may have closed it when the keeper comes to its end.
         std::mem::forget(Arc::clone(&roster));
-        let own = descriptors()?;
         let mut failures = 0;
         for number in 1_u32.. {
             roster.set_serving(false);
@@ -136,14 +151,19 @@ impl Keeper {
             match unsafe { fork_sharing_files() }? {
                 Forked::Child => return Ok(self.worker(roster, &own)),
                 Forked::Parent(worker) => {
-                    let ended = self.wait(worker);
+                    let (ended, upgrade) = self.wait(worker);
                     let waiting = roster.ledgers().len();
                     if roster.has_ended() || waiting == 0 && matches!(ended, Ended::With(_)) {
                         let status = if let Ended::With(status) = ended { status } else { 0 };
                         return Ok(self.over(status));
                     }
-                    failures = if roster.is_serving() { 0 } else { failures + 1 };
-                    tracing::error!(worker, number, of = %ended, clients = waiting, "a worker has died");
+                    if upgrade {
+                        self.become_what_the_program_is(&roster, &own);
+                    }
+                    failures = if upgrade || roster.is_serving() { 0 } else { failures + 1 };
+                    if !upgrade {
+                        tracing::error!(worker, number, of = %ended, clients = waiting, "a worker has died");
+                    }
                     if failures >= TRIES {
                         break;
                     }
@@ -168,14 +188,17 @@ impl Keeper {
         Kept::Worker { listener, control, heritage }
     }
 
-    /// Waits for a worker to end, passing on what the keeper is told.
-    fn wait(&self, worker: u32) -> Ended {
-        let Some(pid) = i32::try_from(worker).ok().and_then(Pid::from_raw) else { return Ended::Unknown };
+    /// Waits for a worker to end, passing on what the keeper is told. Whether it was ended for another program to go on.
+    fn wait(&self, worker: u32) -> (Ended, bool) {
+        let Some(pid) = i32::try_from(worker).ok().and_then(Pid::from_raw) else {
+            return (Ended::Unknown, false);
+        };
+        let mut upgrade = false;
         loop {
             match rustix::process::waitpid(Some(pid), WaitOptions::NOHANG) {
-                Ok(Some((_, status))) => return Ended::of(status),
+                Ok(Some((_, status))) => return (Ended::of(status), upgrade),
                 Ok(None) | Err(rustix::io::Errno::INTR) => {}
-                Err(_) => return Ended::Unknown,
+                Err(_) => return (Ended::Unknown, upgrade),
             }
             let mut fds = [PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN)];
             let _ = rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 1, tv_nsec: 0 }));
@@ -184,8 +207,27 @@ impl Keeper {
                 if arrived.asks_to_end() && arrived.sent {
                     let _ = rustix::process::kill_process(pid, Signal::TERM);
                 }
+                if arrived.asks_to_upgrade() && !upgrade && handover::can_take_over() {
+                    upgrade = true;
+                    let _ = rustix::process::kill_process(pid, Signal::KILL);
+                }
             }
         }
+    }
+
+    /// Executes what stands where this program was. Returns if that fails: this one goes on then.
+    fn become_what_the_program_is(&self, roster: &Arc<Roster>, own: &[RawFd]) {
+        let handover = Handover {
+            roster: roster.as_fd().as_raw_fd(),
+            listener: self.listener.as_fd().as_raw_fd(),
+            control: self.control.as_ref().map(ControlSocket::number),
+            own: own.to_vec(),
+            signals: self.signals.as_fd().as_raw_fd(),
+        };
+        tracing::info!("going on as what the program is now");
+        // SAFETY: the keeper has one thread, and its worker is dead.
+        let error = unsafe { handover.execute() };
+        tracing::error!(error = %chain(&error), "the program could not be replaced: going on as before");
     }
 
     /// Nobody can serve those who wait. They are left waiting for a while, in which an operator may look, and then ended: never fed anything else.
@@ -213,6 +255,16 @@ impl Keeper {
             tracing::error!(pid = note.pid, "a program is ended: its memory can't be brought back");
             let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
         }
+    }
+
+    /// As the keeper that another program was.
+    pub(super) fn again(
+        listener: Listener,
+        control: Option<ControlSocket>,
+        signals: Signals,
+        before: (Arc<Roster>, Vec<RawFd>),
+    ) -> Self {
+        Self { listener, control, signals, patience: PATIENCE, before: Some(before) }
     }
 
     /// The worker has dropped what is here, or nobody ever will.

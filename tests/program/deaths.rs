@@ -3,7 +3,7 @@
 //! `USERSWAP_LONG=1` kills it 500 times for each kind of program.
 
 use crate::patient;
-use crate::support::{Place, Talk, can_serve, signal, until, with_filler};
+use crate::support::{Place, Talk, USERSWAP, can_serve, signal, until, with_filler};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,11 @@ use std::time::{Duration, Instant};
 use userswap::daemon::control::{Evicted, Operator, Request, Status};
 
 fn kills() -> u32 {
-    if std::env::var_os("USERSWAP_LONG").is_some_and(|value| value == "1") { 500 } else { 30 }
+    if is_long() { 500 } else { 30 }
+}
+
+fn is_long() -> bool {
+    std::env::var_os("USERSWAP_LONG").is_some_and(|value| value == "1")
 }
 
 /// A daemon that dies often.
@@ -155,6 +159,59 @@ fn nor_do_programs_that_know_nothing() {
     for client in &mut clients {
         assert!(client.end().success());
     }
+    daemon.end(test);
+}
+
+#[test]
+fn a_daemon_goes_on_as_what_its_program_is_now() {
+    let test = "a_daemon_goes_on_as_what_its_program_is_now";
+    if !can_serve(test) {
+        return;
+    }
+    let place = Place::new();
+    // A program of its own, that can be replaced.
+    let program = place.path("userswap");
+    std::fs::copy(USERSWAP, &program).unwrap();
+    let log = std::fs::File::create(place.path("log")).unwrap();
+    let mut command = place.command(&program);
+    command.args(["daemon", "--listen", &place.at("s"), "--control", &place.at("c")]).stderr(log);
+    let mut daemon =
+        Mortal { keeper: command.spawn().unwrap(), control: place.path("c"), seed: 1, back: Vec::new() };
+    daemon.status();
+    let mut client = Talk::start(&mut patient::command(&place.at("s"), "extended"));
+    client.expect_line_of_tests("ready");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (control, pid) = (daemon.control.clone(), client.pid());
+        let over = &over;
+        scope.spawn(move || churn(&control, pid, over));
+        for _ in 0..if is_long() { 50 } else { 5 } {
+            let before = daemon.status().worker_pid;
+            std::fs::copy(USERSWAP, place.path("newer")).unwrap();
+            std::fs::rename(place.path("newer"), &program).unwrap();
+            let told = Instant::now();
+            signal(daemon.keeper.id(), "USR2");
+            until("another worker", || Some(daemon.status().worker_pid).filter(|worker| *worker != before));
+            daemon.back.push(told.elapsed());
+            client.ask("step");
+            // Deaths go on to be survived.
+            daemon.kill_worker();
+            client.ask("step");
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    // What can't take over doesn't get to.
+    let worker = daemon.status().worker_pid;
+    std::fs::remove_file(&program).unwrap();
+    std::fs::write(&program, "#!/bin/sh\necho 0\n").unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    signal(daemon.keeper.id(), "USR2");
+    until("it is refused", || {
+        std::fs::read_to_string(place.path("log")).unwrap().contains("can't take up").then_some(())
+    });
+    assert_eq!(daemon.status().worker_pid, worker);
+    client.ask("check");
+    assert!(client.end().success());
     daemon.end(test);
 }
 

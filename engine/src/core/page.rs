@@ -213,10 +213,9 @@ impl PageTable {
     }
 }
 
-/// A handle is never zero, so the second arm is only for a table that never was consistent; absent is what an
-/// unknown page is.
+/// A handle is never zero, but a successor may find a state that its handle was to follow: it looks the page up by its key.
 fn with_handle(value: u64, state: fn(Handle) -> PageState) -> PageState {
-    Handle::from_raw(value).map_or(PageState::Absent, state)
+    state(Handle::from_raw(value).unwrap_or(Handle::MIN))
 }
 
 #[cfg(test)]

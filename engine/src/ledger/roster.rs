@@ -4,7 +4,7 @@ use super::Ledger;
 use super::map::{Map, Words};
 use parking_lot::Mutex;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -41,6 +41,16 @@ impl Roster {
     /// When the system has no memory or descriptors left.
     pub fn create() -> io::Result<Arc<Self>> {
         let map = Map::create("userswap-roster", LEN)?;
+        let (head, entries) = (map.words(0, HEAD_WORDS), map.words(HEAD_WORDS * 8, MOST));
+        Ok(Arc::new(Self { map, head, entries, choosing: Mutex::new(()) }))
+    }
+
+    /// The list that another program of the same [layout](super::LAYOUT) has left.
+    ///
+    /// # Errors
+    /// When it isn't one.
+    pub fn adopt(memory: OwnedFd) -> io::Result<Arc<Self>> {
+        let map = Map::adopt(memory, LEN)?;
         let (head, entries) = (map.words(0, HEAD_WORDS), map.words(HEAD_WORDS * 8, MOST));
         Ok(Arc::new(Self { map, head, entries, choosing: Mutex::new(()) }))
     }

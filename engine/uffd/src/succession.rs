@@ -1,6 +1,7 @@
 //! Processes that share a file table: what one of them opens, or is handed by the kernel, outlives it.
 
 use crate::Error;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::ptr;
@@ -90,6 +91,45 @@ pub unsafe fn close_all_but(kept: &[RawFd]) -> Result<usize, Error> {
         }
     }
     Ok(closed)
+}
+
+/// Has this process execute another program, which gets every descriptor that is open; signals that are blocked stay so. Returns only if it can't be.
+///
+/// # Errors
+/// Why not. Descriptors are closed on execution again then, all but the first three.
+///
+/// # Safety
+/// This process has one thread, and shares its file table with no other.
+pub unsafe fn become_program(program: &CStr, arguments: &[CString], environment: &[CString]) -> Error {
+    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
+        strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+    };
+    let (arguments, environment) = (pointers(arguments), pointers(environment));
+    if let Err(error) = set_close_on_exec(false) {
+        return error;
+    }
+    // SAFETY: needed because the standard library's exec lets signals in before. Both lists end with a null pointer and live until the call returns, as do the
+    // strings they point to.
+    unsafe { libc::execve(program.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+    let error = Error::system("executing another program", io::Error::last_os_error());
+    match set_close_on_exec(true) {
+        Ok(()) => error,
+        Err(error) => error,
+    }
+}
+
+/// Says of every descriptor but the first three whether it is closed when another program is executed.
+///
+/// # Errors
+/// When they can't be listed.
+pub fn set_close_on_exec(yes: bool) -> Result<(), Error> {
+    for number in descriptors()? {
+        if number > 2 {
+            // SAFETY: changes a flag of a descriptor, which nothing here relies on.
+            unsafe { libc::fcntl(number, libc::F_SETFD, if yes { libc::FD_CLOEXEC } else { 0 }) };
+        }
+    }
+    Ok(())
 }
 
 /// Takes a descriptor over that a dead process had open. `None` if there is none of this number.
