@@ -6,6 +6,12 @@ mod claims;
 #[cfg(feature = "control")]
 pub mod control;
 pub mod footprint;
+#[cfg(all(feature = "control", feature = "run"))]
+mod handover;
+mod heir;
+#[cfg(all(feature = "control", feature = "run"))]
+mod keeper;
+mod notes;
 mod own;
 mod reach;
 mod recorder;
@@ -23,6 +29,11 @@ mod upkeep;
 mod warden;
 
 pub use builder::ServerBuilder;
+#[cfg(all(feature = "control", feature = "run"))]
+pub use handover::QUESTION;
+pub use heir::Heritage;
+#[cfg(all(feature = "control", feature = "run"))]
+pub use keeper::{Keeper, KeeperError, Kept};
 pub use recorder::Recorder;
 pub use server::{ClientStatus, Server, ServerError};
 #[cfg(feature = "control")]

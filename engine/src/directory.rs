@@ -1,6 +1,9 @@
 //! Which region is mapped where: what the gate protects.
 
+mod kept;
+
 use crate::core::{PageIndex, Piece, Shard};
+use crate::ledger::Home;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,12 +12,15 @@ use userswap_uffd::{Span, page_size};
 /// One region object. It outlives its mapping while work on it is in flight.
 pub struct Region {
     shard: Mutex<Shard>,
+    /// Its number in the ledger of its address space, if there is one.
+    number: Option<u32>,
 }
 
 impl Region {
     /// Wraps a shard.
     pub fn new(shard: Shard) -> Arc<Self> {
-        Arc::new(Self { shard: Mutex::new(shard) })
+        let number = shard.table().home().map(Home::index);
+        Arc::new(Self { shard: Mutex::new(shard), number })
     }
 
     /// Locks the region's state, for a decision or a record, never over a system call or a store call.
@@ -244,6 +250,11 @@ impl Directory {
     /// All events there were have been read: what is overdue went without one.
     pub fn nothing_overdue(&mut self) -> impl Iterator<Item = Part> + use<> {
         std::mem::take(&mut self.overdue).into_iter().filter_map(|overdue| overdue.part)
+    }
+
+    /// Ranges that were moved away from.
+    pub(crate) fn left(&self) -> &[Span] {
+        &self.left
     }
 
     /// Takes out what is nobody's in `span`.

@@ -5,6 +5,7 @@ mod handler;
 use crate::memory::{Memory, MemoryError};
 use crate::placement::Placement;
 use crate::shares::Shares;
+use crate::space::recover::{Recovered, take_up};
 use crate::space::{SLOT_PAGES, Space};
 use crossbeam::queue::SegQueue;
 use parking_lot::{Mutex, RwLock};
@@ -15,7 +16,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use userswap_store::{OwnerId, Store};
+use userswap_store::{Handle, OwnerId, PageKey, Store};
 
 /// What the engine tells whoever embeds it.
 pub trait Observer: Send + Sync + 'static {
@@ -43,6 +44,9 @@ impl Observer for Unobserved {}
 /// Names an address space in an engine.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SpaceId(pub u64);
+
+/// An address space with its name.
+pub type Named = (SpaceId, Arc<Space>);
 
 /// Settings of an [`Engine`].
 pub struct EngineBuilder {
@@ -194,15 +198,55 @@ impl Engine {
         let shared = &self.shared;
         let id = SpaceId(shared.next.fetch_add(1, Ordering::Relaxed));
         let slot_pages = memory.slot_pages().unwrap_or(shared.slot_pages);
-        let space = Space::new(
-            memory,
-            Arc::clone(&shared.store),
-            Arc::clone(&shared.shares),
-            OwnerId(id.0),
-            slot_pages,
-        );
-        shared.watch(id, &space)?;
+        let owner = memory.ledger().map_or(id.0, |ledger| ledger.roster().next_owner());
+        let owner = OwnerId(owner);
+        let space =
+            Space::new(memory, Arc::clone(&shared.store), Arc::clone(&shared.shares), owner, slot_pages);
+        if let Err(error) = shared.watch(id, &space) {
+            space.close();
+            return Err(error);
+        }
         Ok((id, space))
+    }
+
+    /// Takes the address spaces into care again that a dead process served, each of which has a [ledger](crate::Ledger), and serves their faults from now
+    /// on. `found` is what the store holds still: all of it, for what nobody names is freed. To be called once, before anybody is adopted.
+    /// Gives them in the same order; `None` for one whose ledger makes no sense.
+    ///
+    /// # Errors
+    /// When one of them can't be watched. Nothing more is served then, and nothing given up: this process is to end.
+    pub fn recover(
+        &self,
+        found: Vec<(PageKey, Handle)>,
+        memories: &[Arc<dyn Memory>],
+    ) -> io::Result<(Vec<Option<Named>>, Recovered)> {
+        let shared = &self.shared;
+        let (spaces, report) = take_up(&shared.store, &shared.shares, found, memories);
+        let uffds: Vec<_> = memories.iter().filter_map(|memory| Some(memory.ledger()?.uffd()?.0)).collect();
+        let mut served = Vec::with_capacity(spaces.len());
+        // Dropped, they would take their books with them; the next process may have more luck.
+        let leaked = spaces.clone();
+        for space in spaces {
+            let Some(space) = space else {
+                served.push(None);
+                continue;
+            };
+            let id = SpaceId(shared.next.fetch_add(1, Ordering::Relaxed));
+            // One that is gone is found to be so when it is watched.
+            let children = space.replay(&|number| uffds.contains(&number)).unwrap_or_else(|error| {
+                tracing::debug!(%error, "a client that was served before");
+                Vec::new()
+            });
+            if let Err(error) = shared.watch(id, &space) {
+                std::mem::forget(leaked);
+                return Err(error);
+            }
+            for child in children {
+                shared.follow(id.0, &child);
+            }
+            served.push(Some((id, space)));
+        }
+        Ok((served, report))
     }
 
     /// The address space called `id`.
@@ -328,6 +372,10 @@ impl Shared {
         }
         if let Some(exit) = space.memory().exit() {
             let _ = epoll::delete(&self.epolls[0], exit);
+        }
+        // Before anything that a successor would look for is closed.
+        if let Some(ledger) = space.memory().ledger() {
+            ledger.leave();
         }
         self.observer.leaving(id, &space);
         space.close();

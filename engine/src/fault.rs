@@ -311,9 +311,9 @@ impl FaultWork {
                 .as_ref()
                 .is_some_and(|slot| slot.phase() == Phase::Ready && slot.read(at.offset, bytes).is_ok());
             for (page, bytes) in (0..count).zip(bytes.chunks_exact_mut(page_size())) {
-                // The process it stood in is gone: a child of that has a copy.
+                // The process it stood in is gone: a child of that has a copy. One's own slot has no other, and a hole there isn't zeros.
                 let ok = stands
-                    || slot.as_ref().is_some_and(|slot| {
+                    || slot.as_ref().filter(|slot| !slot.is_of(space.slots())).is_some_and(|slot| {
                         let child = space.memory().as_ref();
                         slot.read_in_child(at.offset + page, bytes, child, self.fault.thread).is_ok()
                     });

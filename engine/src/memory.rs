@@ -5,6 +5,7 @@
 //! [`move_out`](Memory::move_out), [`read_slot`](Memory::read_slot) and [`empty_slots`](Memory::empty_slots) are made by
 //! threads that serve faults: they must not block, nor touch memory that is in our care.
 
+use crate::ledger::Ledger;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use userswap_uffd::{Outcome, Span};
@@ -234,6 +235,37 @@ pub trait Memory: Send + Sync + 'static {
     /// Readable when there are messages to [`read`](Self::read), if they come by a descriptor.
     fn messages(&self) -> Option<BorrowedFd<'_>> {
         None
+    }
+
+    /// Where what is known of it is kept for a successor, if anywhere.
+    fn ledger(&self) -> Option<&Arc<Ledger>> {
+        None
+    }
+
+    /// For a successor: reads the events that the process before has read and that aren't in its books. As after [`read`](Self::read)
+    /// [`applied`](Self::applied) follows. Forks whose child `known` says it knows by the number of its descriptor are left out; returns how
+    /// many were, which come before all others.
+    ///
+    /// # Errors
+    /// [`MemoryError::Gone`] when a child can't be taken up.
+    fn unapplied(&self, known: &dyn Fn(i32) -> bool, batch: &mut Batch) -> Result<u32, MemoryError> {
+        let _ = (known, batch);
+        Ok(0)
+    }
+
+    /// For a successor: which pages of a slot hold something, after an order into it whose answer nobody will hear; nothing arrives there any
+    /// more. `None` if the order's own event will say.
+    ///
+    /// # Errors
+    /// When it can't be found out.
+    fn moved_into(&self, slot: Span) -> Result<Option<Vec<bool>>, MemoryError> {
+        let _ = slot;
+        Ok(None)
+    }
+
+    /// Whether nothing is changing in the address space, for certain: every event of every change before was read.
+    fn is_still(&self) -> bool {
+        false
     }
 
     /// Readable once the process has exited, if that can be told.

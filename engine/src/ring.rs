@@ -3,9 +3,11 @@
 //! A message that was read is told nowhere else. Entries are cleared only once what they say is in the books, so whoever
 //! holds the memory (a memfd, which another process may keep) can tell after a crash what was read and not yet applied.
 
-use memmap2::MmapMut;
+use crate::ledger::map::Map;
+use crate::ledger::{Ledger, RING};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use userswap_uffd::RawMessage;
 
 /// Messages one read can bring.
@@ -15,8 +17,9 @@ const RING_BYTES: usize = RING_MESSAGES * size_of::<RawMessage>();
 
 /// One address space's ring.
 pub(crate) struct Ring {
-    memory: OwnedFd,
-    map: MmapMut,
+    memory: Arc<Map>,
+    at: usize,
+    ledger: Option<Arc<Ledger>>,
     /// Entries written by the last read and not cleared yet.
     used: usize,
 }
@@ -27,20 +30,38 @@ impl Ring {
     /// # Errors
     /// When the system has no memory or descriptors left.
     pub(crate) fn new() -> io::Result<Self> {
-        let memory = rustix::fs::memfd_create("userswap-ring", rustix::fs::MemfdFlags::CLOEXEC)?;
-        rustix::fs::ftruncate(&memory, RING_BYTES as u64)?;
-        // SAFETY: needed because the file behind a shared mapping could be changed or cut by whoever else has it open. This
-        // memfd is ours; a keeper that holds it neither writes nor truncates, and any bytes are valid messages.
-        let map = unsafe { MmapMut::map_mut(&memory)? };
-        Ok(Self { memory, map, used: 0 })
+        let memory = Map::create("userswap-ring", RING_BYTES)?;
+        Ok(Self { memory, at: 0, ledger: None, used: 0 })
+    }
+
+    /// The ring of a ledger. What a dead process has left there is in use still.
+    pub(crate) fn of(ledger: &Arc<Ledger>) -> Self {
+        let memory = Arc::clone(ledger.memory());
+        Self { memory, at: RING, ledger: Some(Arc::clone(ledger)), used: RING_MESSAGES }
+    }
+
+    /// The ring in a ledger's memory, to be looked at.
+    pub(crate) fn look(memory: &Arc<Map>) -> Self {
+        Self { memory: Arc::clone(memory), at: RING, ledger: None, used: 0 }
     }
 
     /// Room for the next read. Whatever was there is cleared.
     pub(crate) fn room(&mut self) -> &mut [RawMessage] {
         self.clear();
-        // SAFETY: needed so that the kernel writes the messages into the shared memory itself. The mapping is page-aligned,
-        // RING_BYTES long and borrowed mutably for as long as the slice lives; RawMessage is 32 bytes of which any value is valid.
-        unsafe { std::slice::from_raw_parts_mut(self.map.as_mut_ptr().cast::<RawMessage>(), RING_MESSAGES) }
+        self.messages()
+    }
+
+    #[allow(unsafe_code)]
+    fn messages(&mut self) -> &mut [RawMessage] {
+        // SAFETY: needed so that the kernel writes the messages into the shared memory itself. This part of the memory is this ring's alone:
+        // there is one to a map, and it is borrowed mutably for as long as the slice lives.
+        unsafe { self.memory.messages(self.at, RING_MESSAGES) }
+    }
+
+    /// The events that a dead process has read, after so many that are in the books, in order. They are still there.
+    pub(crate) fn unapplied(&mut self, applied: u32) -> Vec<RawMessage> {
+        let events = self.messages().iter().filter(|message| message.is_event());
+        events.skip(applied as usize).copied().collect()
     }
 
     /// The first `count` entries were written.
@@ -50,15 +71,16 @@ impl Ring {
 
     /// What they say is in the books.
     pub(crate) fn clear(&mut self) {
-        let bytes = self.used * size_of::<RawMessage>();
-        self.map[..bytes].fill(0);
+        if self.used == 0 {
+            return;
+        }
+        let words: crate::ledger::map::Words<AtomicU64> =
+            self.memory.words(self.at, self.used * size_of::<RawMessage>() / 8);
+        words.iter().for_each(|word| word.store(0, Ordering::Release));
         self.used = 0;
-    }
-}
-
-impl AsFd for Ring {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.memory.as_fd()
+        if let Some(ledger) = &self.ledger {
+            ledger.ring_cleared();
+        }
     }
 }
 
@@ -71,8 +93,9 @@ mod tests {
         let mut ring = Ring::new().unwrap();
         ring.room()[0] = RawMessage::from_bytes([7; 32]);
         ring.filled(1);
-        assert_eq!(&ring.map[..32], &[7; 32]);
+        let first = |ring: &mut Ring| ring.messages()[0].to_bytes();
+        assert_eq!(first(&mut ring), [7; 32]);
         ring.clear();
-        assert_eq!(&ring.map[..32], &[0; 32]);
+        assert_eq!(first(&mut ring), [0; 32]);
     }
 }

@@ -6,6 +6,7 @@
 
 use crate::core::{PageIndex, SlotId, SlotPage};
 use crate::directory::Region;
+use crate::ledger::{Ledger, SlotRecord};
 use crate::memory::{Memory, MemoryError};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
@@ -14,6 +15,8 @@ use userswap_uffd::Span;
 
 /// The slots of one address space.
 pub struct SlotPool {
+    /// That of its address space's ledger, 0 if there is none.
+    uid: u64,
     slot_pages: u32,
     ranges: Mutex<Ranges>,
     /// Whoever is emptying slots: what is neither drained nor free yet is waited for by it.
@@ -31,8 +34,8 @@ struct Ranges {
 
 impl SlotPool {
     /// Cuts `area` into slots of `slot_pages` pages. A trailing part too small for one is left out.
-    pub fn new(area: Option<Span>, slot_pages: u32, page_bytes: u64) -> Arc<Self> {
-        let pool = Self { slot_pages, ranges: Mutex::new(Ranges::default()), emptying: Mutex::new(()) };
+    pub fn new(uid: u64, area: Option<Span>, slot_pages: u32, page_bytes: u64) -> Arc<Self> {
+        let pool = Self { uid, slot_pages, ranges: Mutex::new(Ranges::default()), emptying: Mutex::new(()) };
         if let Some(area) = area {
             pool.ranges.lock().free.extend(pool.cut(area, page_bytes));
         }
@@ -42,6 +45,29 @@ impl SlotPool {
     /// Cuts more slots, from an area that a forked child has inherited: with copies of what stood there.
     pub fn inherit(&self, area: Span, page_bytes: u64) {
         self.ranges.lock().inherited.extend(self.cut(area, page_bytes));
+    }
+
+    /// The slot at `span` as one that pages stand in: a dead process has left it so.
+    pub(crate) fn found(self: &Arc<Self>, span: Span, host: &Arc<dyn Memory>) -> Arc<Slot> {
+        let mut ranges = self.ranges.lock();
+        ranges.free.retain(|other| !other.overlaps(&span));
+        ranges.inherited.retain(|other| !other.overlaps(&span));
+        ranges.in_use += 1;
+        Arc::new(self.slot(span, host, Phase::Ready))
+    }
+
+    /// What may be in the slots that nobody stands in isn't known: they are to be emptied, and need no watching until then.
+    pub(crate) fn distrust_free(&self, host: &dyn Memory) {
+        let mut ranges = self.ranges.lock();
+        let free = std::mem::take(&mut ranges.free);
+        ranges.in_use += u32::try_from(free.len()).unwrap_or(0);
+        ranges.drained.extend(&free);
+        for slot in free {
+            // Of a process that is gone none will be used again.
+            if let Err(error) = host.settle_slot(slot) {
+                tracing::debug!(%error, "a slot stays registered");
+            }
+        }
     }
 
     fn cut(&self, area: Span, page_bytes: u64) -> impl Iterator<Item = Span> + use<> {
@@ -85,13 +111,17 @@ impl SlotPool {
         let mut ranges = self.ranges.lock();
         let span = ranges.free.pop()?;
         ranges.in_use += 1;
-        Some(Arc::new(Slot {
+        Some(Arc::new(self.slot(span, host, Phase::Filling)))
+    }
+
+    fn slot(self: &Arc<Self>, span: Span, host: &Arc<dyn Memory>, phase: Phase) -> Slot {
+        Slot {
             span,
             host: Arc::clone(host),
             pool: Arc::clone(self),
-            phase: Mutex::new(Phase::Filling),
+            phase: Mutex::new(phase),
             settled: Condvar::new(),
-        }))
+        }
     }
 
     /// Makes inherited slots usable in which none of the pages in `names` stands. Returns how many.
@@ -240,6 +270,8 @@ pub struct SlotNames {
     named: Vec<Option<Standing>>,
     vacant: Vec<u32>,
     filled: u64,
+    /// Where names are written down, if anywhere.
+    ledger: Option<Arc<Ledger>>,
 }
 
 /// Who stands in a slot.
@@ -288,14 +320,39 @@ impl Standing {
 }
 
 impl SlotNames {
+    /// No names yet; those to come are written down.
+    pub(crate) fn kept(ledger: Option<Arc<Ledger>>) -> Self {
+        Self { ledger, ..Self::default() }
+    }
+
+    /// Those that a dead process has written down, as far as somebody stands there still.
+    pub(crate) fn found(ledger: Arc<Ledger>, named: Vec<Option<Standing>>) -> Self {
+        let filled = named.iter().flatten().map(|standing| standing.serial).max().unwrap_or(0);
+        let unused = (0u32..).zip(&named).filter(|(_, entry)| entry.is_none());
+        let vacant: Vec<u32> = unused.map(|(index, _)| index).collect();
+        vacant.iter().for_each(|index| ledger.clear_slot(SlotId(*index)));
+        Self { named, vacant, filled, ledger: Some(ledger) }
+    }
+
     /// Names a slot.
     pub fn name(&mut self, standing: Standing) -> SlotId {
-        if let Some(index) = self.vacant.pop() {
-            self.named[index as usize] = Some(standing);
-            SlotId(index)
-        } else {
-            self.named.push(Some(standing));
-            SlotId(u32::try_from(self.named.len() - 1).unwrap_or(u32::MAX))
+        let id = match self.vacant.pop() {
+            Some(index) => SlotId(index),
+            None => {
+                self.named.push(None);
+                SlotId(u32::try_from(self.named.len() - 1).unwrap_or(u32::MAX))
+            }
+        };
+        self.note(id, &standing);
+        self.named[id.0 as usize] = Some(standing);
+        id
+    }
+
+    fn note(&self, id: SlotId, standing: &Standing) {
+        if let Some(ledger) = &self.ledger {
+            let slot = &standing.slot;
+            let record = SlotRecord { owner: slot.pool.uid, span: slot.span, serial: standing.serial };
+            ledger.note_slot(id, &record);
         }
     }
 
@@ -322,6 +379,9 @@ impl SlotNames {
         if standing.count == 0 {
             *entry = None;
             self.vacant.push(id.0);
+            if let Some(ledger) = &self.ledger {
+                ledger.clear_slot(id);
+            }
         }
     }
 
@@ -335,6 +395,7 @@ impl SlotNames {
         self.filled += 1;
         standing.serial = self.filled;
         standing.count = standing.end();
+        self.note(id, standing);
         if let Some(entry) = self.named.get_mut(id.0 as usize) {
             *entry = Some(standing.clone());
         }

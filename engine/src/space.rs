@@ -1,10 +1,13 @@
 //! One address space in care: its gate, its regions, its slots, and the events that change them.
 
 mod events;
+pub(crate) mod recover;
 
 use crate::arrivals::Arrivals;
 use crate::brake::Brake;
-use crate::core::{Counts, Generation, Lost, Nearby, PageIndex, Piece, RegionId, Shard, SlotId, Transition};
+use crate::core::{
+    Counts, Generation, Lost, Nearby, PageIndex, PageTable, Piece, RegionId, Shard, SlotId, Transition,
+};
 use crate::directory::{Directory, Part, Region, bytes_of, pages_in};
 use crate::histogram::Histogram;
 use crate::memory::{Batch, Fault, Memory, MemoryError};
@@ -62,6 +65,8 @@ pub struct Space {
     /// Ranges that were let go of while others were out, and so are registered still.
     pub(crate) leftover: Mutex<Vec<Span>>,
     troubles: Troubles,
+    /// Pages that were on their way back when the process before died.
+    arriving: Mutex<Vec<(Arc<Region>, PageIndex)>>,
     /// Gets a handler to look here soon.
     kick: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
@@ -77,6 +82,12 @@ struct Books {
     directory: Directory,
     names: SlotNames,
     counts: Counts,
+    pool: Arc<SlotPool>,
+}
+
+fn pool_of(memory: &dyn Memory, slot_pages: u32) -> Arc<SlotPool> {
+    let uid = memory.ledger().map_or(0, |ledger| ledger.uid());
+    SlotPool::new(uid, memory.slot_area(), slot_pages, page_size() as u64)
 }
 
 /// What went wrong so far.
@@ -99,9 +110,17 @@ impl Space {
         slot_pages: u32,
     ) -> Arc<Self> {
         let lineage = Arc::new(Lineage { owner, generation: AtomicU32::new(0) });
-        let books =
-            Books { directory: Directory::default(), names: SlotNames::default(), counts: Counts::default() };
-        Self::build(memory, store, shares, lineage, slot_pages, books)
+        if let Some(ledger) = memory.ledger() {
+            ledger.note_owner(owner.0, slot_pages);
+        }
+        let pool = pool_of(memory.as_ref(), slot_pages);
+        let books = Books {
+            directory: Directory::default(),
+            names: SlotNames::kept(memory.ledger().cloned()),
+            counts: Counts::default(),
+            pool,
+        };
+        Self::build(memory, store, shares, lineage, books)
     }
 
     fn build(
@@ -109,11 +128,9 @@ impl Space {
         store: Arc<dyn Store>,
         shares: Arc<Shares>,
         lineage: Arc<Lineage>,
-        slot_pages: u32,
         books: Books,
     ) -> Arc<Self> {
-        let Books { directory, names, counts } = books;
-        let pool = SlotPool::new(memory.slot_area(), slot_pages, page_size() as u64);
+        let Books { directory, names, counts, pool } = books;
         Arc::new(Self {
             memory,
             may_wait: store.capabilities().fetch != FetchKind::Ready,
@@ -141,6 +158,7 @@ impl Space {
             sentinel: AtomicU64::new(0),
             leftover: Mutex::new(Vec::new()),
             troubles: Troubles::default(),
+            arriving: Mutex::default(),
             kick: OnceLock::new(),
         })
     }
@@ -225,20 +243,40 @@ impl Space {
         }
         let id = RegionId(self.next_region.fetch_add(1, Ordering::Relaxed));
         let pages = pages_in(span.len());
-        let shard = Shard::new(id, pages, page_size() as u64, span.start(), self.counts.clone());
-        let region = Region::new(shard);
-        self.key_bases.write().insert(id, span.start() / page_size() as u64);
+        let piece = Piece { first: PageIndex(0), pages, addr: span.start() };
+        let key_base = span.start() / page_size() as u64;
+        let table = self.new_table(id, pages, key_base);
+        let region =
+            Region::new(Shard::over(id, table, vec![piece], page_size() as u64, self.counts.clone()));
+        self.key_bases.write().insert(id, key_base);
         directory.replace_left(span);
-        directory.insert(&Part {
-            region: Arc::clone(&region),
-            piece: Piece { first: PageIndex(0), pages, addr: span.start() },
-        });
+        directory.insert(&Part { region: Arc::clone(&region), piece });
         for removed in directory.take_removed(span) {
             let first = PageIndex(pages_in(removed.start() - span.start()));
             // A region that is new has nothing to lose.
             region.lock().remove(first, pages_in(removed.len()), &mut Lost::default());
         }
+        self.write_down(&directory, 0);
         Ok(region)
+    }
+
+    /// An empty page table, in the ledger if there is one.
+    fn new_table(&self, id: RegionId, pages: u32, key_base: u64) -> PageTable {
+        match self.memory.ledger() {
+            Some(ledger) => ledger.new_table(id, pages, key_base),
+            None => PageTable::new(pages),
+        }
+    }
+
+    /// Writes the directory down, into which so many events of those last read have gone. To be called before the gate, held exclusively, is
+    /// let go of by whoever has changed it.
+    pub(crate) fn write_down(&self, directory: &Directory, events: u32) {
+        if let Some(ledger) = self.memory.ledger() {
+            match directory.to_words(&self.leftover.lock()) {
+                Some(words) => ledger.write_directory(&words, events),
+                None => ledger.overflow("a region without a place"),
+            }
+        }
     }
 
     /// Puts into care what of a range isn't yet, as regions of their own. Returns the bytes that are new.
@@ -267,6 +305,9 @@ impl Space {
     /// Has faults at this page reported to the engine's observer. Children inherit it.
     pub fn set_sentinel(&self, addr: u64) {
         self.sentinel.store(addr, Ordering::Release);
+        if let Some(ledger) = self.memory.ledger() {
+            ledger.note_sentinel(addr);
+        }
     }
 
     /// The page whose faults are reported; 0 if there is none.
@@ -277,6 +318,9 @@ impl Space {
     /// Slots for an address space that had none before: a child whose agent has called. It may be the area, inherited, that its parent's
     /// slots are in: each can be used once no page stands in its original any more.
     pub fn inherit_slots(&self, area: Span) {
+        if let Some(ledger) = self.memory.ledger() {
+            ledger.note_inherited();
+        }
         self.pool.inherit(area, page_size() as u64);
     }
 
@@ -291,12 +335,20 @@ impl Space {
 
     /// The identity the bytes of a page are stored under.
     pub(crate) fn key(&self, region: RegionId, page: PageIndex, generation: Generation) -> PageKey {
-        let base = self.key_bases.read().get(&region).copied().unwrap_or(0);
+        let base = self.key_base(region);
         PageKey { owner: self.lineage.owner, page: base + u64::from(page.0), generation: generation.get() }
     }
 
+    fn key_base(&self, region: RegionId) -> u64 {
+        self.key_bases.read().get(&region).copied().unwrap_or(0)
+    }
+
     pub(crate) fn next_generation(&self) -> Generation {
-        Generation::from_count(self.lineage.generation.fetch_add(1, Ordering::Relaxed))
+        let count = self.lineage.generation.fetch_add(1, Ordering::Relaxed);
+        if let Some(ledger) = self.memory.ledger() {
+            ledger.note_generation(count.wrapping_add(1));
+        }
+        Generation::from_count(count)
     }
 
     /// Gives up claims that ended. Called without a region's lock.
@@ -422,6 +474,10 @@ impl Space {
 
     /// Gives everything up: the address space is gone, or all of it was brought back.
     pub fn close(&self) {
+        // A successor that finds half of it given up would miss the rest.
+        if let Some(ledger) = self.memory.ledger() {
+            ledger.leave();
+        }
         let mut lost = Lost::default();
         let mut directory = self.gate.write();
         directory.close();

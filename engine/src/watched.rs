@@ -1,5 +1,6 @@
 //! Memory behind a real userfaultfd: what is the same however the pages themselves are reached.
 
+use crate::ledger::Ledger;
 use crate::memory::{Batch, Event, Fault, Memory, MemoryError, Moved, Order};
 use crate::ring::Ring;
 use parking_lot::Mutex;
@@ -70,6 +71,15 @@ pub unsafe trait Reach: Send + Sync + Sized + 'static {
     /// The reach into a forked child, whose pages can be brought back but not moved out by these means.
     fn child(&self) -> Self;
 
+    /// As [`Memory::moved_into`].
+    ///
+    /// # Errors
+    /// When it can't be found out.
+    fn moved_into(&self, uffd: &Uffd, slot: Span) -> Result<Option<Vec<bool>>, MemoryError> {
+        let _ = (uffd, slot);
+        Ok(None)
+    }
+
     /// Readable once the process has exited, if that can be told.
     fn exit(&self) -> Option<BorrowedFd<'_>>;
 }
@@ -79,6 +89,7 @@ pub struct Watched<R> {
     uffd: Uffd,
     ring: Mutex<Ring>,
     reach: R,
+    ledger: Option<Arc<Ledger>>,
 }
 
 impl<R: Reach> Watched<R> {
@@ -87,7 +98,13 @@ impl<R: Reach> Watched<R> {
     /// # Errors
     /// When there is no memory for the ring.
     pub fn new(uffd: Uffd, reach: R) -> io::Result<Self> {
-        Ok(Self { uffd, ring: Mutex::new(Ring::new()?), reach })
+        Ok(Self { uffd, ring: Mutex::new(Ring::new()?), reach, ledger: None })
+    }
+
+    /// As [`new`](Self::new), what is known of it being kept in a ledger, where it may be already: then it is what a dead process has left.
+    pub fn kept(uffd: Uffd, reach: R, ledger: Arc<Ledger>) -> Self {
+        ledger.note_uffd(uffd.as_fd(), uffd.features());
+        Self { uffd, ring: Mutex::new(Ring::of(&ledger)), reach, ledger: Some(ledger) }
     }
 
     /// The userfaultfd.
@@ -100,6 +117,11 @@ impl<R: Reach> Watched<R> {
         &self.reach
     }
 
+    /// Asks for a page where nothing is ever mapped: the answer is about the address space alone.
+    fn nowhere(&self) -> Option<Stop> {
+        self.uffd.zeropage(Span::new(page_bytes(), page_bytes()).ok()?, true).stop
+    }
+
     fn event(&self, event: userswap_uffd::Event) -> Result<Event, MemoryError> {
         Ok(match event {
             userswap_uffd::Event::Remap { from, to, len } => Event::Remap { from, to, len },
@@ -107,7 +129,14 @@ impl<R: Reach> Watched<R> {
             userswap_uffd::Event::Unmap(span) => Event::Unmap(span),
             userswap_uffd::Event::Fork { child } => {
                 let uffd = Uffd::from_handshaken(child, self.uffd.features()).map_err(gone)?;
-                Event::Fork(Arc::new(Self::new(uffd, self.reach.child()).map_err(|_| MemoryError::Gone)?))
+                let reach = self.reach.child();
+                let child = match &self.ledger {
+                    Some(ledger) => {
+                        Ledger::create(ledger.roster()).map(|ledger| Self::kept(uffd, reach, ledger))
+                    }
+                    None => Self::new(uffd, reach),
+                };
+                Event::Fork(Arc::new(child.map_err(|_| MemoryError::Gone)?))
             }
         })
     }
@@ -145,6 +174,37 @@ impl<R: Reach> Memory for Watched<R> {
 
     fn applied(&self) {
         self.ring.lock().clear();
+    }
+
+    fn ledger(&self) -> Option<&Arc<Ledger>> {
+        self.ledger.as_ref()
+    }
+
+    fn unapplied(&self, known: &dyn Fn(i32) -> bool, batch: &mut Batch) -> Result<u32, MemoryError> {
+        let mut left_out = 0;
+        let applied = self.ledger.as_ref().map_or(0, |ledger| ledger.events_applied());
+        for raw in self.ring.lock().unapplied(applied) {
+            if raw.is_fork().and_then(|number| i32::try_from(number).ok()).is_some_and(known) {
+                left_out += 1;
+                continue;
+            }
+            // SAFETY: needed because a fork message hands over a descriptor. A process with this file table had the kernel write it and died
+            // before it took it; it is decoded here, once, and the ring is cleared before its next use.
+            match unsafe { raw.decode(self.uffd.features()) } {
+                Ok(Message::Event(event)) => batch.events.push(self.event(event)?),
+                Ok(Message::Fault(_)) => {}
+                Err(error) => tracing::error!(%error, "a message of the kernel makes no sense"),
+            }
+        }
+        Ok(left_out)
+    }
+
+    fn moved_into(&self, slot: Span) -> Result<Option<Vec<bool>>, MemoryError> {
+        self.reach.moved_into(&self.uffd, slot)
+    }
+
+    fn is_still(&self) -> bool {
+        matches!(self.nowhere(), Some(Stop::Unmapped | Stop::Invalid))
     }
 
     fn copy(&self, dst: u64, bytes: &[u8]) -> Outcome {
@@ -198,9 +258,7 @@ impl<R: Reach> Memory for Watched<R> {
     }
 
     fn is_gone(&self) -> bool {
-        // Nothing is ever mapped there: the answer is about the address space alone.
-        Span::new(page_bytes(), page_bytes())
-            .is_ok_and(|nowhere| self.uffd.zeropage(nowhere, true).stop == Some(Stop::Gone))
+        self.nowhere() == Some(Stop::Gone)
     }
 
     fn most_orders(&self) -> usize {

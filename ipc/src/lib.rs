@@ -47,7 +47,7 @@ pub use daemon::{Adopted, Arrival, Child, LinkError, Terms, adopt, handshake, re
 pub use extension::{Abilities, Epoch};
 pub use gate::{ClientGate, DaemonGate};
 pub use inbox::{Wanted, Wish};
-pub use link::{ClientLink, Punished};
+pub use link::{ClientLink, Punished, Resumed};
 pub use listener::Listener;
 pub use peer::Peer;
 pub use setup::Offer;

@@ -17,7 +17,7 @@ use crate::inbox::{Inbox, MOST_HINTS, Wish, is_reply};
 use crate::peer::Peer;
 use crate::replies::{check_moved, check_superpages};
 use crate::transport::{Connection, Deadline, Received, Wait};
-use crate::wire::{MAX_MESSAGE_BYTES, RequestId, ToClient, ToDaemon};
+use crate::wire::{Envelope, MAX_MESSAGE_BYTES, RequestId, ToClient, ToDaemon};
 
 /// Gives a client orders. Calls from several threads take turns.
 ///
@@ -40,6 +40,8 @@ pub struct ClientLink {
 #[derive(Debug)]
 struct Turn {
     last: u64,
+    /// Answers to requests up to this one were for a daemon that is dead.
+    others: u64,
     broken: bool,
     inbox: Inbox,
     buffer: Vec<u8>,
@@ -47,8 +49,36 @@ struct Turn {
 
 impl Default for Turn {
     fn default() -> Self {
-        Self { last: 0, broken: false, inbox: Inbox::default(), buffer: vec![0; MAX_MESSAGE_BYTES] }
+        Self {
+            last: 0,
+            others: 0,
+            broken: false,
+            inbox: Inbox::default(),
+            buffer: vec![0; MAX_MESSAGE_BYTES],
+        }
     }
+}
+
+impl Turn {
+    /// Whether it answers what a daemon before this one asked.
+    fn is_for_another(&self, envelope: &Envelope<ToDaemon<OwnedFd>>) -> bool {
+        is_reply(&envelope.message) && (1..=self.others).contains(&envelope.request.0)
+    }
+}
+
+/// What was agreed on with a client by a daemon that is dead.
+#[derive(Clone, Copy, Debug)]
+pub struct Resumed {
+    /// The contract spoken.
+    pub contract: Contract,
+    /// What was granted.
+    pub abilities: Abilities,
+    /// As [`Terms::reply_timeout`](crate::Terms::reply_timeout).
+    pub reply_timeout: Duration,
+    /// The client's swap area.
+    pub swap_area: Option<Span>,
+    /// How many daemons had the connection before this one, below 2²³.
+    pub epoch: u64,
 }
 
 /// What a client's misbehaviour led to.
@@ -69,6 +99,26 @@ impl ClientLink {
         swap_area: Option<Span>,
     ) -> Self {
         Self { connection, contract, abilities, reply_timeout, swap_area, turn: Mutex::new(Turn::default()) }
+    }
+
+    /// The link of a daemon that is dead, taken up by the next one, the `epoch`-th on this connection: answers to what the ones before it asked are
+    /// known by their numbers, and dropped.
+    pub fn resume(connection: Connection, terms: &Resumed) -> Self {
+        let others = terms.epoch << 40;
+        let turn = Turn { last: others, others, ..Turn::default() };
+        Self {
+            connection,
+            contract: terms.contract,
+            abilities: terms.abilities,
+            reply_timeout: terms.reply_timeout,
+            swap_area: terms.swap_area,
+            turn: Mutex::new(turn),
+        }
+    }
+
+    /// Where the client's own swap area is, if it has one.
+    pub fn swap_area(&self) -> Option<Span> {
+        self.swap_area
     }
 
     /// `MovePTEsLeavingMapping`: one-way. Done when the REMAP event says so; a client that can't do it ends.
@@ -224,6 +274,7 @@ impl ClientLink {
             // A client that never stops is read on the next call.
             for _ in 0..MOST_HINTS {
                 match self.connection.receive_message(&mut turn.buffer, self.contract, Wait::No)? {
+                    Received::Got(envelope) if turn.is_for_another(&envelope) => {}
                     Received::Got(envelope) => turn.inbox.keep(self.abilities, envelope)?,
                     Received::Nothing => return Ok(()),
                     Received::Closed => return Err(LinkError::Closed),
@@ -264,6 +315,7 @@ impl ClientLink {
                     Received::Got(envelope) if envelope.request == request && is_reply(&envelope.message) => {
                         return judge(envelope.message);
                     }
+                    Received::Got(envelope) if turn.is_for_another(&envelope) => {}
                     Received::Got(envelope) => turn.inbox.keep(self.abilities, envelope)?,
                     Received::Nothing => return Err(late()),
                     Received::Closed => return Err(LinkError::Closed),

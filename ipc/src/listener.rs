@@ -82,6 +82,11 @@ impl Listener {
         Ok(Self { socket, path, file: None })
     }
 
+    /// A socket that listens at `path` already.
+    pub fn resume(socket: OwnedFd, path: &Path) -> Self {
+        Self { socket, path: path.to_path_buf(), file: FileId::of(path).ok() }
+    }
+
     /// The next client.
     ///
     /// # Errors

@@ -43,6 +43,11 @@ impl Peer {
         Ok(Self { pid: number, uid: creds.uid, gid: creds.gid, pidfd: pidfd.map_err(TransportError::Peer)? })
     }
 
+    /// Who connected to a daemon that is dead, as that had asked: `pidfd` is the one it got.
+    pub fn resume(pid: u32, uid: u32, gid: u32, pidfd: OwnedFd) -> Self {
+        Self { pid, uid, gid, pidfd }
+    }
+
     /// Its process id here, when it connected.
     pub fn pid(&self) -> u32 {
         self.pid

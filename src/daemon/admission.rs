@@ -1,12 +1,14 @@
 //! Who is taken on, and with what.
 
+use super::heir::{REPLY_TIMEOUT, note};
+use super::notes;
 use super::reach::{ClientReach, Told};
 use super::server::ServerError;
 use parking_lot::Mutex;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
-use userswap_engine::Watched;
+use userswap_engine::{Ledger, Memory, Roster, Watched};
 use userswap_ipc::setup::Program;
 use userswap_ipc::{Abilities, Arrival, Child, ClientLink, Connection, Contract, Offer, Peer, Terms};
 use userswap_uffd::{Features, Pagemap, Process, RegisterMode, Span, page_bytes};
@@ -34,6 +36,8 @@ pub(crate) struct Admission {
     pub(crate) pages_per_region: u32,
     /// Whether programs that know nothing of us are taken on.
     pub(crate) unmodified: bool,
+    /// Where clients are listed for a successor, if there may be one.
+    pub(crate) roster: Option<Arc<Roster>>,
 }
 
 /// Who was let in.
@@ -86,8 +90,8 @@ impl Admission {
             },
             device: self.device.as_ref().map(AsFd::as_fd),
             setup_timeout: Duration::from_secs(10),
-            // A stopped client answers when it goes on; nobody but itself waits for it. A dead one closes the connection.
-            reply_timeout: Duration::from_secs(7 * 24 * 3600),
+            // A stopped client answers when it goes on. A dead one closes the connection.
+            reply_timeout: REPLY_TIMEOUT,
         };
         let adopted = match userswap_ipc::receive(connection, &terms)? {
             Arrival::Client(adopted) => adopted,
@@ -98,12 +102,32 @@ impl Admission {
         if let Some(program) = &adopted.program {
             sentinel = program.sentinel;
         }
-        register_sentinel(&uffd, sentinel)?;
         let link = Arc::new(adopted.link);
         let told = told(Arc::clone(&link), &peer, slots, slot_pages)?;
-        let memory = Watched::new(uffd, ClientReach::new(told))
-            .map_err(|source| ServerError::Start { doing: "making a ring", source })?;
         let program = adopted.program;
+        let failed = |source| ServerError::Start { doing: "making a ring", source };
+        let memory = match &self.roster {
+            None => Watched::new(uffd, ClientReach::new(told)).map_err(failed)?,
+            Some(roster) => {
+                let ledger = Ledger::create(roster).map_err(failed)?;
+                let ranges = program
+                    .as_ref()
+                    .map(|program| notes::Ranges { ours: program.ours.clone(), ..notes::Ranges::default() });
+                notes::write(&ledger, &note(&told, &peer, ranges));
+                ledger.note_sentinel(sentinel.start());
+                Watched::kept(uffd, ClientReach::new(told), ledger)
+            }
+        };
+        // From the moment on that anything is registered its events want reading, whoever is there to do it.
+        if let Some(ledger) = memory.ledger() {
+            ledger.enter();
+        }
+        if let Err(error) = register_sentinel(memory.uffd(), sentinel) {
+            if let Some(ledger) = memory.ledger() {
+                ledger.leave();
+            }
+            return Err(error);
+        }
         Ok(Admitted::Client(Newcomer { link, peer, memory: Arc::new(memory), sentinel, program }))
     }
 
@@ -147,7 +171,7 @@ pub(crate) fn told(
 }
 
 #[allow(unsafe_code)]
-fn register_sentinel(uffd: &userswap_uffd::Uffd, sentinel: Span) -> Result<(), ServerError> {
+pub(crate) fn register_sentinel(uffd: &userswap_uffd::Uffd, sentinel: Span) -> Result<(), ServerError> {
     // SAFETY: needed because its missing pages become ours to fill. It is another process's page, named by it for this: the last of its
     // swap area, or its agent's.
     unsafe { uffd.register(sentinel, RegisterMode::MISSING) }?;

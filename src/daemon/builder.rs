@@ -1,13 +1,14 @@
 //! Settings of a server.
 
 use super::admission::Admission;
+use super::heir::Heritage;
 use super::server::{Server, ServerError};
 use std::path::PathBuf;
 use std::sync::Arc;
 use userswap_engine::Engine;
-use userswap_ipc::Contract;
+use userswap_ipc::{Contract, Listener};
 use userswap_policy::Budget;
-use userswap_store::Store;
+use userswap_store::{Handle, PageKey, Store};
 
 /// Settings of a [`Server`].
 pub struct ServerBuilder {
@@ -24,7 +25,12 @@ pub struct ServerBuilder {
     pub(super) staging: u64,
     pub(super) unmodified: bool,
     pub(super) stage_times: bool,
+    pub(super) listener: Option<Listener>,
+    pub(super) heritage: Option<(Heritage, Objects)>,
 }
+
+/// What a store was found to hold.
+pub(super) type Objects = Vec<(PageKey, Handle)>;
 
 impl ServerBuilder {
     pub(super) fn new(store: Arc<dyn Store>) -> Self {
@@ -42,6 +48,8 @@ impl ServerBuilder {
             staging: 32 << 20,
             unmodified: false,
             stage_times: false,
+            listener: None,
+            heritage: None,
         }
     }
 
@@ -125,6 +133,20 @@ impl ServerBuilder {
         self
     }
 
+    /// Listen here, at a socket that is there already.
+    #[must_use]
+    pub fn listener(mut self, listener: Listener) -> Self {
+        self.listener = Some(listener);
+        self
+    }
+
+    /// Serve on who was served by a worker that has died, and leave what a successor needs. `found` is all that the store was found to hold.
+    #[must_use]
+    pub fn heritage(mut self, heritage: Heritage, found: Vec<(PageKey, Handle)>) -> Self {
+        self.heritage = Some((heritage, found));
+        self
+    }
+
     /// Starts it.
     ///
     /// # Errors
@@ -142,6 +164,7 @@ impl ServerBuilder {
             staging_pages: self.staging / userswap_uffd::page_bytes(),
             pages_per_region: self.pages_per_region,
             unmodified: self.unmodified,
+            roster: None,
         }
     }
 

@@ -245,9 +245,19 @@ pub(super) struct Control {
 /// A request longer than this is none.
 const LONGEST_LINE: u64 = 4096;
 
-impl Control {
-    /// Listens at `path`. A socket nobody listens on any more is replaced.
-    pub(super) fn listen(path: &Path, desk: Arc<Desk>) -> Result<Self, ControlError> {
+/// A control socket that nobody serves yet.
+#[derive(Debug)]
+pub struct ControlSocket {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl ControlSocket {
+    /// Listens at `path`. A socket nobody listens on any more is replaced. The file stays until a service that serves it ends.
+    ///
+    /// # Errors
+    /// [`ControlError::InUse`], [`ControlError::NotASocket`], [`ControlError::Listen`].
+    pub fn bind(path: &Path) -> Result<Self, ControlError> {
         let failed = |source| ControlError::Listen { path: path.to_path_buf(), source };
         let listener = match UnixListener::bind(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -256,17 +266,40 @@ impl Control {
             }
             answer => answer,
         };
-        let listener = Arc::new(listener.map_err(failed)?);
+        let listener = listener.map_err(failed)?;
+        let socket = Self { path: path.to_path_buf(), listener };
+        // Whoever came before this is turned away for its user.
+        if let Err(source) = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)) {
+            let _ = std::fs::remove_file(path);
+            return Err(failed(source));
+        }
+        Ok(socket)
+    }
+}
+
+impl ControlSocket {
+    /// A socket that listens at `path` already.
+    #[cfg(feature = "run")]
+    pub(super) fn resume(socket: std::os::fd::OwnedFd, path: &Path) -> Self {
+        Self { path: path.to_path_buf(), listener: socket.into() }
+    }
+
+    /// The number of its descriptor.
+    #[cfg(feature = "run")]
+    pub(super) fn number(&self) -> std::os::fd::RawFd {
+        std::os::fd::AsRawFd::as_raw_fd(&self.listener)
+    }
+}
+
+impl Control {
+    /// Serves a socket.
+    pub(super) fn serve(socket: ControlSocket, desk: Arc<Desk>) -> Result<Self, ControlError> {
+        let ControlSocket { path, listener } = socket;
+        let listener = Arc::new(listener);
         let stop = Arc::new(AtomicBool::new(false));
         // From here on dropping it removes the file.
-        let mut control = Self {
-            path: path.to_path_buf(),
-            listener: Arc::clone(&listener),
-            stop: Arc::clone(&stop),
-            thread: None,
-        };
-        // Whoever came before this is turned away for its user.
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        let mut control =
+            Self { path, listener: Arc::clone(&listener), stop: Arc::clone(&stop), thread: None };
         let thread = std::thread::Builder::new()
             .name("userswap-control".into())
             .spawn(move || accept(&listener, &stop, &desk))

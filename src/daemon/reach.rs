@@ -221,6 +221,16 @@ unsafe impl Reach for ClientReach {
         Self::default()
     }
 
+    fn moved_into(&self, uffd: &Uffd, slot: Span) -> Result<Option<Vec<bool>>, MemoryError> {
+        let told = self.told()?;
+        if !told.moves() {
+            return Ok(None);
+        }
+        uffd.unregister(slot).map_err(|error| refused("unregistering", slot, error))?;
+        let entries = told.entries(slot)?;
+        Ok(Some(entries.iter().map(|entry| entry.present() || entry.swapped()).collect()))
+    }
+
     fn exit(&self) -> Option<BorrowedFd<'_>> {
         self.told.get().map(|told| told.process.as_fd())
     }

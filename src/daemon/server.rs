@@ -1,10 +1,12 @@
 //! The server: who listens, who is served, what can be asked of it.
 
-use super::admission::{Admission, Admitted, MOVE_PAGES, Newcomer, told};
-use super::builder::ServerBuilder;
+use super::admission::{Admission, Admitted, MOVE_PAGES, Newcomer, register_sentinel, told};
+use super::builder::{Objects, ServerBuilder};
 use super::claims::Claims;
+use super::heir::{Heritage, Waiting, note};
+use super::notes;
 use super::reach::ClientReach;
-use super::steward::{Steward, Task};
+use super::steward::{Start, Steward, Task};
 use super::survey::Survey;
 use super::sweep::Swept;
 use super::total::Total;
@@ -17,14 +19,16 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
-use userswap_engine::{Engine, EvictError, MemoryError, MovedOut, Observer, Space, SpaceId, Watched};
+use std::time::{Duration, Instant};
+use userswap_engine::{
+    Engine, EvictError, Memory, MemoryError, MovedOut, Observer, Roster, Space, SpaceId, Watched,
+};
 use userswap_ipc::{
     Child, ClientLink, Connection, LinkError, Listener, Peer, Received, TransportError, Wait,
 };
 use userswap_policy::Budget;
 use userswap_store::Store;
-use userswap_uffd::page_bytes;
+use userswap_uffd::{Span, page_bytes};
 
 /// Why the server, or something asked of it, failed.
 #[derive(Debug, thiserror::Error)]
@@ -138,7 +142,12 @@ impl Server {
     }
 
     pub(super) fn start(builder: ServerBuilder) -> Result<Self, ServerError> {
+        let mut builder = builder;
+        let heritage = builder.heritage.take();
+        let mut admission = builder.admission();
+        admission.roster = heritage.as_ref().map(|(heritage, _)| Arc::clone(heritage.roster()));
         let listener = match &builder.path {
+            _ if builder.listener.is_some() => builder.listener.take(),
             Some(path) => Some(match path.to_str().and_then(|path| path.strip_prefix('@')) {
                 Some(name) => Listener::bind_abstract(name)?,
                 None => Listener::bind(path, builder.mode)?,
@@ -147,7 +156,7 @@ impl Server {
         };
         let inner = Arc::new(Inner {
             engine: OnceLock::new(),
-            admission: builder.admission(),
+            admission,
             budget: Mutex::new(builder.budget),
             standby: builder.standby,
             listener,
@@ -158,15 +167,21 @@ impl Server {
             refused: AtomicU64::new(0),
             stop: AtomicBool::new(false),
         });
-        let engine = builder.engine(Arc::new(Watcher(Arc::downgrade(&inner))))?;
+        let has_heirs = heritage.is_some();
+        // What others wait for must not be given up because this process can't serve: the next one may.
+        let or_end = |error: ServerError| if has_heirs { end_at_once(&error) } else { error };
+        let engine = builder.engine(Arc::new(Watcher(Arc::downgrade(&inner)))).map_err(or_end)?;
         let _ = inner.engine.set(engine);
+        if let Some((heritage, found)) = heritage {
+            inner.serve_on(heritage, found);
+        }
         let upkeep = Upkeep::start(Arc::clone(inner.engine().store()))
-            .map_err(|source| ServerError::Start { doing: "looking after the store", source })?;
+            .map_err(|source| or_end(ServerError::Start { doing: "looking after the store", source }))?;
         let serving = Arc::clone(&inner);
         let acceptor = std::thread::Builder::new()
             .name("userswap-accept".into())
             .spawn(move || serving.accept())
-            .map_err(|source| ServerError::Start { doing: "starting the acceptor", source })?;
+            .map_err(|source| or_end(ServerError::Start { doing: "starting the acceptor", source }))?;
         Ok(Self { inner, acceptor: Some(acceptor), _upkeep: upkeep })
     }
 
@@ -265,6 +280,12 @@ impl Server {
             }
         }
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Where clients are listed for a successor, if there may be one.
+    #[cfg(feature = "control")]
+    pub(super) fn roster(&self) -> Option<&Arc<Roster>> {
+        self.inner.admission.roster.as_ref()
     }
 
     /// Sums over all clients, past ones included.
@@ -370,7 +391,7 @@ impl Inner {
             .map_err(|source| ServerError::Start { doing: "watching a client", source })?;
         space.set_sentinel(sentinel.start());
         let survey = program.map(|program| Survey::new(program.ours));
-        match self.start_steward(id, space, link, peer, survey) {
+        match self.start_steward(id, space, link, peer, survey, Start::New) {
             Ok(entry) => {
                 let pid = entry.pid;
                 tracing::info!(pid, "client taken on");
@@ -395,17 +416,24 @@ impl Inner {
         let Child { link, program, staging, peer, .. } = child;
         let link = Arc::new(link);
         let Some(staging) = staging else { return Ok(()) };
-        if !memory.reach().tell(told(Arc::clone(&link), &peer, staging, MOVE_PAGES)?) {
+        let told = told(Arc::clone(&link), &peer, staging, MOVE_PAGES)?;
+        if let Some(ledger) = memory.ledger() {
+            let ranges = notes::Ranges { ours: program.ours.clone(), ..notes::Ranges::default() };
+            space.inherit_slots(staging);
+            notes::write(ledger, &note(&told, &peer, Some(ranges)));
+        } else {
+            space.inherit_slots(staging);
+        }
+        if !memory.reach().tell(told) {
             return Ok(());
         }
-        space.inherit_slots(staging);
         // What it has copies of, of its parent's slots, needs memory until it is in the store.
         if let Err(error) = space.write_out(u64::MAX) {
             tracing::debug!(%error, "what a forked client inherited stands as it did");
         }
         let survey = Some(Survey::new(program.ours));
         let mut clients = self.clients.lock();
-        let entry = self.start_steward(id, Arc::clone(&space), link, peer, survey)?;
+        let entry = self.start_steward(id, Arc::clone(&space), link, peer, survey, Start::New)?;
         tracing::info!(pid = entry.pid, "forked client taken on");
         clients.insert(id, entry);
         drop(clients);
@@ -421,12 +449,60 @@ impl Inner {
         link: Arc<ClientLink>,
         peer: Peer,
         survey: Option<Survey>,
+        start: Start,
     ) -> Result<Arc<ClientEntry>, ServerError> {
         let entry = Arc::new(ClientEntry { pid: peer.pid(), id, space, link, steward: Mutex::new(None) });
-        let steward = Steward::start(Arc::downgrade(self), Arc::clone(&entry), peer, survey)
+        let steward = Steward::start(Arc::downgrade(self), Arc::clone(&entry), peer, survey, start)
             .map_err(|source| ServerError::Start { doing: "starting a steward", source })?;
         *entry.steward.lock() = Some(steward);
         Ok(entry)
+    }
+
+    /// Takes up those whom a worker served that has died.
+    fn serve_on(self: &Arc<Self>, heritage: Heritage, found: Objects) {
+        let begun = Instant::now();
+        let (epoch, roster) = (heritage.epoch(), Arc::clone(heritage.roster()));
+        let waiting = heritage.clients();
+        let memories: Vec<_> = waiting.iter().map(Waiting::memory).collect();
+        let mut clients = self.clients.lock();
+        let (spaces, report) = self.engine().recover(found, &memories).unwrap_or_else(|source| {
+            end_at_once(&ServerError::Start { doing: "taking up what was left", source })
+        });
+        for (client, space) in waiting.into_iter().zip(spaces) {
+            let Some((id, space)) = space else {
+                client.end();
+                continue;
+            };
+            let Some((link, peer, note)) = client.told else { continue };
+            // Registered already, unless its worker died right before.
+            let registered = Span::page_of(space.sentinel())
+                .map(|sentinel| register_sentinel(client.memory.uffd(), sentinel));
+            if let Ok(Err(error)) = registered {
+                tracing::debug!(pid = note.pid, %error, "a client's sentinel");
+            }
+            let survey = note.program.map(|ranges| Survey::again(ranges.ours, ranges.excluded));
+            let start = Start::Again { retired: note.retired };
+            match self.start_steward(id, space, link, peer, survey, start) {
+                Ok(entry) => drop(clients.insert(id, entry)),
+                Err(error) => {
+                    tracing::error!(pid = note.pid, error = %chain(&error), "a client is served, and given no orders")
+                }
+            }
+        }
+        drop(clients);
+        if epoch > 1 {
+            tracing::warn!(
+                worker = epoch,
+                clients = report.spaces,
+                stored_pages = report.stored,
+                standing_pages = report.standing,
+                lost_pages = report.lost,
+                unnamed_objects = report.unnamed,
+                took_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
+                "serving on where a worker has died"
+            );
+        }
+        roster.set_serving(true);
     }
 
     fn client(&self, pid: u32) -> Result<Arc<ClientEntry>, ServerError> {
@@ -491,6 +567,15 @@ impl ClientEntry {
         drop(steward);
     }
 }
+
+/// Ends this process without giving anything up: what it has open another one has, too.
+pub(super) fn end_at_once(error: &dyn std::error::Error) -> ! {
+    tracing::error!(error = %chain(error), "this worker can't serve, and ends");
+    std::process::exit(CANNOT_SERVE)
+}
+
+/// The status of a worker that can't serve.
+const CANNOT_SERVE: i32 = 70;
 
 /// Says why a client was not taken on. That it was gone sooner is what short lives come to, and no news.
 fn tell_refused(error: &ServerError) {

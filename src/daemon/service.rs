@@ -1,6 +1,6 @@
 //! A server, a warden over its clients and a control socket: what a program that is a daemon consists of.
 
-use super::control::{ClientReport, Control, ControlError, Status};
+use super::control::{ClientReport, Control, ControlError, ControlSocket, Status};
 use super::footprint::proportional_bytes;
 use super::report::{StoreStatus, Totals};
 use super::server::{Server, ServerError};
@@ -21,6 +21,8 @@ pub struct Options<'a> {
     pub limits: Limits,
     /// Where to listen for orders.
     pub control: Option<&'a Path>,
+    /// Or a socket for them that is there already.
+    pub socket: Option<ControlSocket>,
     /// A brake for what grows faster than it can be moved out.
     pub throttle: Option<Throttle>,
 }
@@ -54,10 +56,12 @@ impl Service {
             .map_err(failed("starting the warden"))?;
         let desk =
             Arc::new(Desk { server, warden: Mutex::new(Some(warden)), drained: Mutex::new(false), ended });
-        let control = match options.control {
-            Some(path) => Some(Control::listen(path, Arc::clone(&desk))?),
-            None => None,
+        let socket = match (options.socket, options.control) {
+            (Some(socket), _) => Some(socket),
+            (None, Some(path)) => Some(ControlSocket::bind(path)?),
+            (None, None) => None,
         };
+        let control = socket.map(|socket| Control::serve(socket, Arc::clone(&desk))).transpose()?;
         Ok(Self { desk, control })
     }
 
@@ -131,6 +135,9 @@ impl Desk {
     }
 
     pub(super) fn set_limit(&self, bytes: u64) {
+        if let Some(roster) = self.server.roster() {
+            roster.note_limit(bytes);
+        }
         if let Some(warden) = &*self.warden.lock() {
             warden.set_limits(Limits { resident: Some(bytes), ..warden.limits() });
         }

@@ -3,6 +3,7 @@
 //! Moving waits for the client, which may be stopped for as long as it likes; a thread of its own keeps that from everybody else.
 //! Without a limit it sleeps until somebody asks for something.
 
+use super::notes;
 use super::reach::ClientReach;
 use super::server::{ClientEntry, Inner, ServerError};
 use super::survey::Survey;
@@ -50,6 +51,18 @@ pub(super) enum Task {
     End,
 }
 
+/// How a steward comes to its client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Start {
+    /// The client is new.
+    New,
+    /// Another worker's steward looked after it, and is dead.
+    Again {
+        /// The client had asked to be left alone for good.
+        retired: bool,
+    },
+}
+
 /// Where tasks are left.
 #[derive(Clone)]
 pub(super) struct Tasks {
@@ -84,11 +97,12 @@ impl Steward {
         client: Arc<ClientEntry>,
         peer: Peer,
         survey: Option<Survey>,
+        start: Start,
     ) -> io::Result<Self> {
         let (sender, inbox) = unbounded();
         let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let tasks = Tasks { sender, bell: Arc::clone(&bell) };
-        let work = Work {
+        let mut work = Work {
             server,
             client,
             peer,
@@ -98,10 +112,14 @@ impl Steward {
             sweeper: Sweeper::default(),
             until_offers: 0,
             linked: true,
-            retired: false,
+            retired: matches!(start, Start::Again { retired: true }),
         };
-        let thread =
-            std::thread::Builder::new().name("userswap-steward".into()).spawn(move || work.run(&inbox))?;
+        let thread = std::thread::Builder::new().name("userswap-steward".into()).spawn(move || {
+            if start != Start::New {
+                work.settle_orders();
+            }
+            work.run(&inbox);
+        })?;
         Ok(Self { tasks, thread: Some(thread) })
     }
 
@@ -196,6 +214,17 @@ impl Work {
         woken
     }
 
+    /// A one-way order of the steward before may have been given or not. What comes after all orders tells.
+    fn settle_orders(&mut self) {
+        if self.client.link.abilities().contains(Abilities::UFFD_MOVE) {
+            return;
+        }
+        match self.client.link.superpages(Some(0)) {
+            Ok(_) => self.client.space.orders_are_done(),
+            Err(error) => self.unlink(&error),
+        }
+    }
+
     // ---- what the client wants ----
 
     /// Grants what the client asked for, and keeps what it tells.
@@ -220,6 +249,10 @@ impl Work {
                 if let Some(survey) = &mut self.survey {
                     survey.exclude(area);
                 }
+                // Before it is granted: a successor must leave it alone, too.
+                if let Some(ledger) = self.client.space.memory().ledger() {
+                    notes::exclude(ledger, area);
+                }
                 // Not before all is back: what the program is about to do goes unseen. But a page that is lost never comes.
                 if let Err(error) = self.client.space.let_go_patiently(area) {
                     tracing::debug!(pid = self.client.pid, %error, "leaving a range alone");
@@ -228,6 +261,9 @@ impl Work {
             Wanted::Retire(why) => {
                 tracing::info!(pid = self.client.pid, ?why, "a program retires");
                 self.retired = true;
+                if let Some(ledger) = self.client.space.memory().ledger() {
+                    notes::retire(ledger);
+                }
                 if let Err(error) = self.client.space.retire() {
                     // Not granted: going on would lose what is still out.
                     tracing::error!(pid = self.client.pid, %error, "a program that retires could not be brought back");

@@ -27,9 +27,16 @@ impl Survey {
         Self { ours, excluded: Vec::new(), known: Vec::new() }
     }
 
+    /// Known what was excluded, too.
+    pub(super) fn again(ours: Vec<Span>, excluded: Vec<Span>) -> Self {
+        Self { ours, excluded, known: Vec::new() }
+    }
+
     /// Leaves a range alone from now on.
     pub(super) fn exclude(&mut self, area: Span) {
-        self.excluded.push(area);
+        if !self.excluded.contains(&area) {
+            self.excluded.push(area);
+        }
     }
 
     /// Looks at the program's mappings, takes new ones into care and lets those go that may not be moved (any more).

@@ -32,6 +32,11 @@ impl Arrived {
         matches!(self.number, libc::SIGTERM | libc::SIGINT | libc::SIGHUP | libc::SIGQUIT)
     }
 
+    /// Whether it asks a daemon to go on as what its program is now.
+    pub fn asks_to_upgrade(self) -> bool {
+        self.number == libc::SIGUSR2
+    }
+
     /// Whether it asks a program to stop until it is told to go on.
     pub fn asks_to_stop(self) -> bool {
         matches!(self.number, libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU)

@@ -149,6 +149,9 @@ pub enum Spec {
     },
 }
 
+/// A store that was [opened to outlive](Spec::open_kept) its process, and all it was found to hold.
+pub type Kept = (Arc<dyn Store>, Vec<(userswap_store::PageKey, userswap_store::Handle)>);
+
 /// A layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
@@ -249,6 +252,57 @@ impl Spec {
         self
     }
 
+    /// Whether what such a store holds outlives the process that fills it, if another one keeps the descriptor of its memory.
+    pub fn can_outlive(&self) -> bool {
+        // Of a page that is there once for several nobody would know for which.
+        matches!(self, Self::RamLz4 { dedup: false, .. } | Self::RamZstd { dedup: false, .. })
+    }
+
+    /// The builder of a store in memory.
+    #[cfg(any(feature = "ram-lz4", feature = "ram-zstd"))]
+    fn ram_builder(&self, page_size: usize) -> Option<crate::ram::Builder> {
+        use crate::ram::{Codec, Ram};
+        match *self {
+            #[cfg(feature = "ram-lz4")]
+            Self::RamLz4 { dedup, capacity } => {
+                Some(sized(Ram::with_codec(Codec::Lz4).deduplicate(dedup), capacity, page_size))
+            }
+            #[cfg(feature = "ram-zstd")]
+            Self::RamZstd { level, dictionary, dense, dedup, capacity } => {
+                let builder = Ram::with_codec(Codec::Zstd { level });
+                let builder = builder.dictionary(dictionary).dense(dense).deduplicate(dedup);
+                Some(sized(builder, capacity, page_size))
+            }
+            _ => None,
+        }
+    }
+
+    /// As [`open`](Self::open), for a store that [can outlive](Self::can_outlive) its process: one that finds everything again in `left`, what a dead
+    /// process had its objects in; a new one if there is none. With it the handles of all it found. `keep` is told what its objects are in.
+    ///
+    /// # Errors
+    /// Those of the store; [`Unsupported`](StoreError::Unsupported) for any other one.
+    #[cfg(any(feature = "ram-lz4", feature = "ram-zstd"))]
+    pub fn open_kept(
+        self,
+        page_size: usize,
+        left: Option<std::os::fd::OwnedFd>,
+        keep: impl FnOnce(std::os::fd::BorrowedFd<'_>),
+    ) -> Result<Kept, StoreError> {
+        use std::os::fd::AsFd;
+        let builder = self
+            .ram_builder(page_size)
+            .filter(|_| self.can_outlive())
+            .ok_or(StoreError::Unsupported { what: "anything but memory that outlives its process" })?;
+        let builder = builder.recoverable(true);
+        let (store, found) = match left {
+            Some(left) => builder.rebuild(left.into())?,
+            None => (builder.build()?, Vec::new()),
+        };
+        keep(store.arena_file().as_fd());
+        Ok((Arc::new(store), found))
+    }
+
     /// Opens the store, for pages of `page_size` bytes.
     ///
     /// # Errors
@@ -258,19 +312,11 @@ impl Spec {
         allow(clippy::only_used_in_recursion, reason = "without a store it isn't asked for")
     )]
     pub fn open(self, page_size: usize) -> Result<Arc<dyn Store>, StoreError> {
+        #[cfg(any(feature = "ram-lz4", feature = "ram-zstd"))]
+        if let Some(builder) = self.ram_builder(page_size) {
+            return Ok(Arc::new(builder.build()?));
+        }
         match self {
-            #[cfg(feature = "ram-lz4")]
-            Self::RamLz4 { dedup, capacity } => ram(
-                crate::ram::Ram::with_codec(crate::ram::Codec::Lz4).deduplicate(dedup),
-                capacity,
-                page_size,
-            ),
-            #[cfg(feature = "ram-zstd")]
-            Self::RamZstd { level, dictionary, dense, dedup, capacity } => {
-                let builder = crate::ram::Ram::with_codec(crate::ram::Codec::Zstd { level });
-                let builder = builder.dictionary(dictionary).dense(dense).deduplicate(dedup);
-                ram(builder, capacity, page_size)
-            }
             #[cfg(feature = "ram")]
             Self::Zram(spec) => Ok(Arc::new(crate::zram::Zram::open(*spec, page_size)?)),
             #[cfg(feature = "file")]
@@ -296,31 +342,21 @@ impl Spec {
                     Layer::Sealed => return Err(left_out()),
                 })
             }
-            #[cfg(not(all(
-                feature = "ram-lz4",
-                feature = "ram-zstd",
-                feature = "file",
-                feature = "plugin"
-            )))]
+            // Those in memory are built above.
             _ => Err(left_out()),
         }
     }
 }
 
-#[cfg(not(all(feature = "ram-lz4", feature = "ram-zstd", feature = "file", feature = "plugin")))]
 fn left_out() -> StoreError {
     StoreError::Unsupported { what: "something that this program was built without" }
 }
 
 #[cfg(any(feature = "ram-lz4", feature = "ram-zstd"))]
-fn ram(
-    builder: crate::ram::Builder,
-    capacity: Option<u64>,
-    page_size: usize,
-) -> Result<Arc<dyn Store>, StoreError> {
-    let mut builder = builder.page_size(page_size);
-    if let Some(bytes) = capacity {
-        builder = builder.capacity(bytes);
+fn sized(builder: crate::ram::Builder, capacity: Option<u64>, page_size: usize) -> crate::ram::Builder {
+    let builder = builder.page_size(page_size);
+    match capacity {
+        Some(bytes) => builder.capacity(bytes),
+        None => builder,
     }
-    Ok(Arc::new(builder.build()?))
 }

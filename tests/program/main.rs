@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod deaths;
 mod filler;
 mod manual;
 mod orders;
+mod patient;
 mod refusals;
 mod run;
 mod served;

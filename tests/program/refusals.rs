@@ -1,6 +1,6 @@
 //! What can't be done is said in one sentence, with a status of its own, and leaves nothing behind.
 
-use crate::support::{Place, text, until};
+use crate::support::{Place, signal, text, until};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Output, Stdio};
@@ -79,6 +79,13 @@ fn a_socket_in_use() {
     refused(&place.output(&["run", "--control", &place.at("c"), "--", "true"]), 125, &["in use"]);
     assert!(!place.path("t").exists());
     assert!(place.path("s").exists() && place.path("c").exists());
+    // Keeper and worker die, and neither has time for anything.
+    let status: serde_json::Value = serde_json::from_slice(
+        &place.output(&["ctl", "--control", &place.at("c"), "--json", "status"]).stdout,
+    )
+    .unwrap();
+    signal(daemon.id(), "STOP");
+    signal(u32::try_from(status["worker_pid"].as_u64().unwrap()).unwrap(), "KILL");
     daemon.kill().unwrap();
     daemon.wait().unwrap();
     // Its sockets are still there, and nobody listens: they are replaced.

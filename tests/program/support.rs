@@ -92,6 +92,17 @@ impl Talk {
         assert_eq!(said.trim_end(), line);
     }
 
+    /// As [`expect`](Self::expect), after whatever a test program says at its start.
+    pub(crate) fn expect_line_of_tests(&mut self, line: &str) {
+        loop {
+            let mut said = String::new();
+            assert!(self.lines.read_line(&mut said).unwrap() > 0, "it ended without {line}");
+            if said.trim_end() == line {
+                return;
+            }
+        }
+    }
+
     /// The next line.
     pub(crate) fn read(&mut self, line: &mut String) {
         self.lines.read_line(line).unwrap();

@@ -1,7 +1,7 @@
 //! What the owner of a region does to it: removes, unmaps, moves, forks, ends.
 
 use super::index::{PageIndex, SlotPage};
-use super::page::{Flags, PageState};
+use super::page::{Flags, PageState, PageTable};
 use super::shard::{Lost, Piece, Shard, Vanished};
 use super::transition::{Counts, Transition};
 use userswap_store::Handle;
@@ -127,11 +127,24 @@ impl Shard {
     pub fn fork(
         &mut self,
         counts: Counts,
+        share: impl FnMut(Handle),
+        import: impl FnMut(SlotPage) -> SlotPage,
+    ) -> Self {
+        self.fork_into(PageTable::new(self.len()), counts, share, import)
+    }
+
+    /// As [`fork`](Self::fork), the child's pages being told of in `table`, an empty one of the same length.
+    pub fn fork_into(
+        &mut self,
+        table: PageTable,
+        counts: Counts,
         mut share: impl FnMut(Handle),
         mut import: impl FnMut(SlotPage) -> SlotPage,
     ) -> Self {
-        let mut child = self.clone();
-        child.counts = counts;
+        table.copy_from(&self.pages);
+        let mut child = Self::over(self.id(), table, self.mapped.clone(), self.page_bytes, counts);
+        child.recount();
+        child.inherit(self);
         for page in (0..self.len()).map(PageIndex) {
             let state = match self.pages.state(page) {
                 PageState::Stored(handle) | PageState::Fetching(handle) => {

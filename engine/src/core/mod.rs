@@ -7,6 +7,7 @@
 mod around;
 mod events;
 mod flight;
+mod found;
 mod index;
 mod moving;
 mod nearby;
@@ -16,6 +17,7 @@ mod transition;
 
 pub use around::Habit;
 pub use flight::{Flight, Segment};
+pub(crate) use found::Found;
 pub use index::{Generation, PageIndex, RegionId, SlotId, SlotPage};
 pub use nearby::Nearby;
 pub use page::{Flags, PageState, PageTable};

@@ -1,6 +1,9 @@
 //! The page table of a region: twelve bytes a page, dense, indexed by [`PageIndex`].
 
 use super::index::{Generation, PageIndex, SlotPage};
+use crate::ledger::Home;
+use crate::ledger::map::Words;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use userswap_store::Handle;
 
 /// Where a page's bytes are, and who is working on it.
@@ -74,10 +77,24 @@ impl Flags {
 ///
 /// `meta` holds the state in bits 0–3, the flags in 4–7, the generation in 8–31; `value` a handle or a packed
 /// [`SlotPage`], by state.
-#[derive(Clone, Debug)]
+///
+/// The words may be in memory that a successor finds. They are written in an order in which it always finds one of the two states: a
+/// slot's page is there before the state that needs it; a handle may come after its state, for a successor looks stored pages up
+/// by their keys.
+#[derive(Debug)]
 pub struct PageTable {
-    meta: Vec<u32>,
-    value: Vec<u64>,
+    meta: Words<AtomicU32>,
+    value: Words<AtomicU64>,
+    home: Option<Home>,
+}
+
+impl Clone for PageTable {
+    /// A copy on the heap.
+    fn clone(&self) -> Self {
+        let copy = Self::new(self.len());
+        copy.copy_from(self);
+        copy
+    }
 }
 
 const ABSENT: u32 = 0;
@@ -94,7 +111,31 @@ const ZEROING: u32 = 9;
 impl PageTable {
     /// A table of `pages` absent pages.
     pub fn new(pages: u32) -> Self {
-        Self { meta: vec![ABSENT; pages as usize], value: vec![0; pages as usize] }
+        Self { meta: Words::on_heap(pages as usize), value: Words::on_heap(pages as usize), home: None }
+    }
+
+    /// The table in these words, as they stand.
+    pub(crate) fn over(meta: Words<AtomicU32>, value: Words<AtomicU64>, home: Home) -> Self {
+        Self { meta, value, home: Some(home) }
+    }
+
+    /// Its place in a ledger, if it has one.
+    pub(crate) fn home(&self) -> Option<&Home> {
+        self.home.as_ref()
+    }
+
+    /// Takes over what another table of the same length says.
+    pub(super) fn copy_from(&self, other: &Self) {
+        for (to, from) in self.value.iter().zip(&*other.value) {
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        for (to, from) in self.meta.iter().zip(&*other.meta) {
+            to.store(from.load(Ordering::Relaxed), Ordering::Release);
+        }
+    }
+
+    fn meta(&self, page: PageIndex) -> u32 {
+        self.meta[page.at()].load(Ordering::Relaxed)
     }
 
     /// How many pages the region has.
@@ -110,8 +151,8 @@ impl PageTable {
 
     /// The page's state.
     pub fn state(&self, page: PageIndex) -> PageState {
-        let value = self.value[page.at()];
-        match self.meta[page.at()] & 0xf {
+        let value = self.value[page.at()].load(Ordering::Relaxed);
+        match self.meta(page) & 0xf {
             RESIDENT => PageState::Resident,
             ZERO => PageState::Zero,
             MOVING => PageState::Moving(SlotPage::unpack(value)),
@@ -127,12 +168,12 @@ impl PageTable {
 
     /// The page's flags.
     pub fn flags(&self, page: PageIndex) -> Flags {
-        Flags((self.meta[page.at()] >> 4) & 0xf)
+        Flags((self.meta(page) >> 4) & 0xf)
     }
 
     /// The page's generation.
     pub fn generation(&self, page: PageIndex) -> Generation {
-        Generation::from_count(self.meta[page.at()] >> 8)
+        Generation::from_count(self.meta(page) >> 8)
     }
 
     /// Puts the page into `state` and leaves its flags and generation.
@@ -149,28 +190,32 @@ impl PageTable {
             PageState::Poisoned(handle) => (POISONED, handle.map_or(0, Handle::into_raw)),
             PageState::Zeroing => (ZEROING, 0),
         };
-        let meta = &mut self.meta[page.at()];
-        *meta = (*meta & !0xf) | code;
-        self.value[page.at()] = value;
+        let meta = (self.meta(page) & !0xf) | code;
+        if matches!(code, MOVING | STANDBY | RECALLING) {
+            self.value[page.at()].store(value, Ordering::Release);
+            self.meta[page.at()].store(meta, Ordering::Release);
+        } else {
+            self.meta[page.at()].store(meta, Ordering::Release);
+            self.value[page.at()].store(value, Ordering::Release);
+        }
     }
 
     /// Replaces the page's flags.
     pub fn set_flags(&mut self, page: PageIndex, flags: Flags) {
-        let meta = &mut self.meta[page.at()];
-        *meta = (*meta & !0xf0) | (flags.0 << 4);
+        let meta = (self.meta(page) & !0xf0) | (flags.0 << 4);
+        self.meta[page.at()].store(meta, Ordering::Release);
     }
 
     /// Gives the page a new generation.
     pub fn set_generation(&mut self, page: PageIndex, generation: Generation) {
-        let meta = &mut self.meta[page.at()];
-        *meta = (*meta & 0xff) | (generation.get() << 8);
+        let meta = (self.meta(page) & 0xff) | (generation.get() << 8);
+        self.meta[page.at()].store(meta, Ordering::Release);
     }
 }
 
-/// A handle is never zero, so the second arm is only for a table that never was consistent; absent is what an
-/// unknown page is.
+/// A handle is never zero, but a successor may find a state that its handle was to follow: it looks the page up by its key.
 fn with_handle(value: u64, state: fn(Handle) -> PageState) -> PageState {
-    Handle::from_raw(value).map_or(PageState::Absent, state)
+    state(Handle::from_raw(value).unwrap_or(Handle::MIN))
 }
 
 #[cfg(test)]

@@ -143,16 +143,30 @@ pub struct Vanished {
 impl Shard {
     /// A region of `pages` absent pages of `page_bytes` each, mapped at `addr`.
     pub fn new(id: RegionId, pages: u32, page_bytes: u64, addr: u64, counts: Counts) -> Self {
-        Self {
-            id,
-            pages: PageTable::new(pages),
-            mapped: vec![Piece { first: PageIndex(0), pages, addr }],
-            out: 0,
-            registered: false,
-            around: Around::default(),
-            page_bytes,
-            counts,
-        }
+        let mapped = vec![Piece { first: PageIndex(0), pages, addr }];
+        Self::over(id, PageTable::new(pages), mapped, page_bytes, counts)
+    }
+
+    /// The region whose pages are told of in a table, none of them out, mapped as said.
+    pub fn over(id: RegionId, pages: PageTable, mapped: Vec<Piece>, page_bytes: u64, counts: Counts) -> Self {
+        Self { id, pages, mapped, out: 0, registered: false, around: Around::default(), page_bytes, counts }
+    }
+
+    /// Counts the pages that are out: the table was filled by other ways.
+    pub(crate) fn recount(&mut self) {
+        let out = (0..self.len()).filter(|page| self.pages.state(PageIndex(*page)).is_out()).count();
+        self.out = u32::try_from(out).unwrap_or(u32::MAX);
+    }
+
+    /// Takes over from the region it is a copy of what a fork leaves as it is.
+    pub(super) fn inherit(&mut self, parent: &Self) {
+        self.registered = parent.registered;
+        self.around = parent.around;
+    }
+
+    /// Its page table.
+    pub(crate) fn table(&self) -> &PageTable {
+        &self.pages
     }
 
     /// The region's name.

@@ -265,7 +265,7 @@ impl Shared {
     }
 
     /// Takes a forked child into care.
-    fn follow(self: &Arc<Self>, parent: u64, child: &Arc<Space>) {
+    pub(super) fn follow(self: &Arc<Self>, parent: u64, child: &Arc<Space>) {
         let id = SpaceId(self.next.fetch_add(1, Ordering::Relaxed));
         match self.watch(id, child) {
             Ok(()) => self.observer.forked(SpaceId(parent), id),

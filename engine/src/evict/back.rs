@@ -126,6 +126,7 @@ impl Space {
                 directory.take(piece);
             }
         }
+        self.write_down(&directory, 0);
         Ok(())
     }
 

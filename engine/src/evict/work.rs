@@ -376,13 +376,18 @@ impl EvictWork {
         }
         let mut done = 0;
         while done < self.writing.len() {
-            let (low, count) = self.read_some(space, done)?;
-            let put = self.put_some(space, &regions, low, done..done + count);
-            if let Err(error) = put {
-                self.writing.truncate(done);
-                return Err(error.into());
+            let some = self.read_some(space, done).and_then(|(low, count)| {
+                self.put_some(space, &regions, low, done..done + count)?;
+                Ok(count)
+            });
+            match some {
+                Ok(count) => done += count,
+                Err(error) => {
+                    // What was put is as good as if it had been all.
+                    self.writing.truncate(done);
+                    return Err(error);
+                }
             }
-            done += count;
         }
         Ok(())
     }
@@ -392,11 +397,14 @@ impl EvictWork {
     fn read_some(&mut self, space: &Space, from: usize) -> Result<(u32, usize), EvictError> {
         let Some((_, standing)) = &self.standing else { return Ok((0, 0)) };
         let page = page_size();
-        let end = from + stretch(&self.writing[from..], &standing.runs);
+        let end = from + stretch(&self.writing[from..]);
         let (low, high) = (self.writing[from].offset, self.writing[end - 1].offset);
         let bytes = &mut self.bytes[..(high - low + 1) as usize * page];
         let Err(gone) = standing.slot.read(low, bytes) else { return Ok((low, end - from)) };
-        // The process is gone: what a forked child has of it.
+        // A copy is what a child has. What can't be read of one's own slot stays where it stands.
+        if standing.slot.is_of(&space.pool) {
+            return Err(gone.into());
+        }
         let mut kept = from;
         for at in from..end {
             let writing = self.writing[at];
@@ -477,12 +485,11 @@ fn count(tally: &mut [u64], lot: usize, pages: u32) {
 
 /// How many of these pages, from the first on, can be read together: what lies between them stood in the slot, too. Behind the last page of a run
 /// that is to be written there may be others that never moved.
-fn stretch(writing: &[Writing], runs: &[Run]) -> usize {
+fn stretch(writing: &[Writing]) -> usize {
     let Some(first) = writing.first() else { return 0 };
     let goes_on = |pair: &[Writing]| {
         let (one, next) = (pair[0], pair[1]);
-        let whole = one.offset + 1 == runs[one.run].end() && next.offset == runs[next.run].offset;
-        next.offset - first.offset < TOGETHER && (one.run == next.run || (one.run + 1 == next.run && whole))
+        next.offset - first.offset < TOGETHER && (one.run == next.run || one.offset + 1 == next.offset)
     };
     writing.windows(2).take_while(|pair| goes_on(pair)).count() + 1
 }

@@ -1,7 +1,7 @@
 //! What an address space is told: messages read, events applied.
 
-use super::{Books, Space};
-use crate::core::{Counts, Lost, SlotId, SlotPage, Transition};
+use super::{Books, Space, pool_of};
+use crate::core::{Counts, Lost, PageTable, SlotId, SlotPage, Transition};
 use crate::directory::{Directory, Part, Region};
 use crate::memory::{Batch, Event, Memory, MemoryError};
 use crate::slots::{Phase, SlotNames, Standing};
@@ -41,9 +41,10 @@ impl Space {
         self.brake.hold(&mut batch.faults);
         let mut children = Vec::new();
         if !batch.events.is_empty() {
-            for event in batch.events.drain(..) {
+            for (event, applied) in batch.events.drain(..).zip(1..) {
                 self.apply(event, &mut directory, &mut lost, &mut children);
                 directory.bump_epoch();
+                self.write_down(&directory, applied);
             }
             self.memory.applied();
             drop(directory);
@@ -69,7 +70,13 @@ impl Space {
     }
 
     /// Applies one event to the books.
-    fn apply(&self, event: Event, directory: &mut Directory, lost: &mut Lost, children: &mut Vec<Arc<Self>>) {
+    pub(super) fn apply(
+        &self,
+        event: Event,
+        directory: &mut Directory,
+        lost: &mut Lost,
+        children: &mut Vec<Arc<Self>>,
+    ) {
         match event {
             Event::Remove(span) => {
                 directory.note_removed(span);
@@ -107,6 +114,10 @@ impl Space {
             standing.slot.settle(Phase::Ready);
             return;
         }
+        if self.memory.slot_area().is_some_and(|area| area.contains(to)) {
+            // Only orders move there: this one is in the books already, entered by a process that died before it had written down so.
+            return;
+        }
         let (Ok(source), Ok(target)) = (Span::new(from, len), Span::new(to, len)) else { return };
         {
             let mut leftover = self.leftover.lock();
@@ -140,7 +151,7 @@ impl Space {
         let mut regions: HashMap<*const Region, Arc<Region>> = HashMap::new();
         let mut imported: HashMap<SlotId, SlotId> = HashMap::new();
         let counts = Counts::default();
-        let mut names = SlotNames::default();
+        let mut names = SlotNames::kept(memory.ledger().cloned());
         for part in directory.all() {
             let region = regions
                 .entry(Arc::as_ptr(&part.region))
@@ -149,7 +160,13 @@ impl Space {
                     // In this order: a mover that writes a slot out looks at a page first and then for the slot's name. It holds no gate, but
                     // what stands in a slot now stands there until the gate is open again.
                     let parents = self.names.lock();
-                    let forked = shard.fork(
+                    let (id, pages) = (shard.id(), shard.len());
+                    let table = match memory.ledger() {
+                        Some(ledger) => ledger.new_table(id, pages, self.key_base(id)),
+                        None => PageTable::new(pages),
+                    };
+                    let forked = shard.fork_into(
+                        table,
                         counts.clone(),
                         |handle| self.shares.add(handle),
                         |at| import(at, &parents, &mut names, &mut imported),
@@ -171,19 +188,25 @@ impl Space {
                 None => false,
             });
         }
+        let pool = pool_of(memory.as_ref(), self.pool.slot_pages());
         let space = Self::build(
             memory,
             Arc::clone(&self.store),
             Arc::clone(&self.shares),
             Arc::clone(&self.lineage),
-            self.pool.slot_pages(),
-            Books { directory: child, names, counts },
+            Books { directory: child, names, counts, pool },
         );
         space.set_sentinel(self.sentinel());
         // What is registered here is so there.
         space.leftover.lock().clone_from(&self.leftover.lock());
         space.next_region.store(self.next_region.load(Ordering::Relaxed), Ordering::Relaxed);
         space.key_bases.write().clone_from(&self.key_bases.read());
+        if let Some(ledger) = space.memory.ledger() {
+            ledger.note_owner(self.lineage.owner.0, self.pool.slot_pages());
+            ledger.note_generation(self.lineage.generation.load(Ordering::Relaxed));
+            space.write_down(&space.shared(), 0);
+            ledger.enter();
+        }
         space
     }
 

@@ -55,6 +55,7 @@ pub mod probe;
 pub mod process;
 pub mod sigbus;
 pub mod span;
+pub mod succession;
 mod uffd;
 
 pub use error::Error;

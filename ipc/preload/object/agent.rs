@@ -106,9 +106,20 @@ pub(crate) struct Agent {
     areas: setup::Areas,
     uffd: Fd,
     pagemap: Option<Fd>,
-    /// The request a thread of the program waits for, by the number it was sent under.
-    outstanding: u64,
+    /// The request a thread of the program waits for, and the number it was sent under.
+    outstanding: Option<(u64, Request)>,
     last: u64,
+}
+
+/// How long an answer may take before the question is asked again.
+const ASK_AGAIN: u64 = 200_000_000;
+
+fn send_request(socket: &Socket, send: &mut [u8], number: u64, asked: Request) -> bool {
+    let message = match asked {
+        Request::Exclude(region) => wire::exclude(send, number, region),
+        Request::Retire(why) => wire::retire(send, number, why),
+    };
+    message.is_some_and(|message| socket.send(message, None).is_ok())
 }
 
 enum Next {
@@ -132,7 +143,7 @@ fn serve(
         areas,
         uffd,
         pagemap,
-        outstanding: 0,
+        outstanding: None,
         last: setup::LAST_REQUEST,
     };
     // Somebody may have rung while this thread was busy.
@@ -140,8 +151,13 @@ fn serve(
     while let Next::Go = next {
         let socket = agent.socket.as_ref().map(Socket::fd);
         let mut fds = [PollFd::readable(socket), PollFd::readable(Some(bell))];
-        if sys::poll(&mut fds, None).is_err() {
-            continue;
+        match sys::poll(&mut fds, agent.patience()) {
+            Ok(0) => {
+                next = agent.ask_again(buffers.send);
+                continue;
+            }
+            Ok(_) => {}
+            Err(_) => continue,
         }
         let [message, rung] = fds;
         if message.came != 0 {
@@ -204,23 +220,28 @@ impl Agent {
             return Next::Go;
         };
         self.last += 1;
-        let message = match asked {
-            Request::Exclude(region) => wire::exclude(send, self.last, region),
-            Request::Retire(why) => wire::retire(send, self.last, why),
-        };
-        self.outstanding = self.last;
-        match message {
-            Some(message) if socket.send(message, None).is_ok() => Next::Go,
-            _ => self.daemon_gone(),
-        }
+        self.outstanding = Some((self.last, asked));
+        if send_request(socket, send, self.last, asked) { Next::Go } else { self.daemon_gone() }
+    }
+
+    /// How long to wait for a message.
+    fn patience(&self) -> Option<u64> {
+        self.outstanding.map(|_| ASK_AGAIN)
+    }
+
+    /// Who had read the request may be dead, and its successor not know of it. To ask twice for the same is to ask once.
+    fn ask_again(&mut self, send: &mut [u8]) -> Next {
+        let (Some(socket), Some((number, asked))) = (&self.socket, self.outstanding) else { return Next::Go };
+        if send_request(socket, send, number, asked) { Next::Go } else { self.daemon_gone() }
     }
 
     /// What was asked is so.
     fn answered(&mut self, request: u64, retire: bool) -> Next {
-        if request != self.outstanding {
-            return self.daemon_gone();
+        // An answer to what was asked twice comes twice.
+        if self.outstanding.is_none_or(|(number, _)| number != request) {
+            return if request <= self.last { Next::Go } else { self.daemon_gone() };
         }
-        self.outstanding = 0;
+        self.outstanding = None;
         if retire {
             retired(self.control);
             return Next::Leave;
@@ -231,8 +252,7 @@ impl Agent {
 
     fn daemon_gone(&mut self) -> Next {
         self.socket = None;
-        if self.outstanding != 0 {
-            self.outstanding = 0;
+        if self.outstanding.take().is_some() {
             self.control.answer(false);
         }
         Next::Go

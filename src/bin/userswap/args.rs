@@ -70,6 +70,9 @@ pub(crate) enum Command {
     Replay(Replay),
     /// Say what this kernel and this user can do, and how to mend what is missing
     Doctor(Doctor),
+    /// Print which layout of what a daemon leaves this program takes up
+    #[command(hide = true)]
+    Layout,
     /// Write the manual pages to a directory
     Man {
         /// Where to; it must exist.

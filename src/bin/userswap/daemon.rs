@@ -5,19 +5,32 @@ use crate::config::Settings;
 use crate::failure::{Failure, chain};
 use crate::{logs, run};
 use rustix::event::{PollFd, PollFlags};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
-use userswap::daemon::{Options, Service};
+use std::sync::Arc;
+use userswap::daemon::control::ControlSocket;
+use userswap::daemon::{Heritage, Keeper, Kept, Options, Service};
 use userswap::run::Signals;
 use userswap::{Contract, Server};
+use userswap_ipc::Listener;
 use userswap_policy::Limits;
+use userswap_store::StoreError;
+use userswap_stores::spec::{Spec, SpecError};
 
 /// Serves until it is told to end.
 pub(crate) fn daemon(args: &Daemon, logs: Logs) -> Result<ExitCode, Failure> {
     let settings = Settings::of(args, logs)?;
     logs::start(settings.log, settings.log_level);
+    let spec = userswap_stores::spec::parse(&settings.store).map_err(|error| run::store_failure(&error))?;
+    let kept = if spec.can_outlive() { Some(keep(&settings)?) } else { None };
+    let inherited = match kept {
+        Some(Kept::Over(status)) => return Ok(ExitCode::from(status)),
+        Some(Kept::Worker { listener, control, heritage }) => Some((listener, control, heritage)),
+        None => None,
+    };
     let signals = Signals::take().map_err(|error| Failure::of("taking signals", &error))?;
-    let service = start(&settings)?;
+    let roster = inherited.as_ref().map(|(_, _, heritage)| Arc::clone(heritage.roster()));
+    let service = start(&settings, spec, inherited)?;
     tracing::info!(
         listen = %settings.listen.display(),
         store = settings.store,
@@ -25,12 +38,45 @@ pub(crate) fn daemon(args: &Daemon, logs: Logs) -> Result<ExitCode, Failure> {
         "serving"
     );
     wait(&signals, &service);
+    if let Some(roster) = roster {
+        roster.set_ended();
+    }
     tracing::info!("ended");
     Ok(ExitCode::SUCCESS)
 }
 
-fn start(settings: &Settings) -> Result<Service, Failure> {
-    let store = run::open_store(&settings.store)?;
+/// Splits into a keeper and its workers. Where the store outlives a worker everything does.
+fn keep(settings: &Settings) -> Result<Kept, Failure> {
+    let mode = if settings.allow.is_empty() { 0o600 } else { 0o666 };
+    let keeper = Keeper::new(&settings.listen, mode, settings.control.as_deref())
+        .map_err(|error| Failure::of(&format!("listening at {}", settings.listen.display()), &error))?;
+    keeper.keep_alone().map_err(|error| Failure::of("starting a worker", &error))
+}
+
+fn start(
+    settings: &Settings,
+    spec: Spec,
+    inherited: Option<(Listener, Option<ControlSocket>, Heritage)>,
+) -> Result<Service, Failure> {
+    let waiting = inherited.as_ref().is_some_and(|(_, _, heritage)| heritage.epoch() > 1);
+    let opened = |error| {
+        let failure = run::store_failure(&SpecError::Open { spec: settings.store.clone(), source: error });
+        // Nothing that others wait for is to be given up: the next worker may have more luck.
+        if waiting { failure.end_at_once() } else { failure }
+    };
+    let (store, inherited) = match inherited {
+        None => (spec.open(userswap_uffd::page_size()).map_err(opened)?, None),
+        Some((listener, control, mut heritage)) => {
+            let (left, roster) = (heritage.take_arena(), Arc::clone(heritage.roster()));
+            // Another descriptor of the same: this one is closed only once the store has it.
+            let again = left.as_ref().map(AsFd::as_fd).map(|left| left.try_clone_to_owned()).transpose();
+            let again = again
+                .map_err(|source| opened(StoreError::Io { doing: "duplicating a descriptor", source }))?;
+            let keep = |arena: BorrowedFd<'_>| roster.note_arena(arena);
+            let (store, found) = spec.open_kept(userswap_uffd::page_size(), again, keep).map_err(opened)?;
+            (store, Some((listener, control, heritage, found)))
+        }
+    };
     let contract = match settings.contract {
         args::Contract::Strict => Contract::Strict,
         args::Contract::Extended => Contract::Extended,
@@ -43,11 +89,18 @@ fn start(settings: &Settings) -> Result<Service, Failure> {
     for uid in &settings.allow {
         builder = builder.allow_uid(*uid);
     }
+    let (mut limit, mut socket) = (settings.limit, None);
+    if let Some((listener, control, heritage, found)) = inherited {
+        limit = heritage.roster().limit().unwrap_or(limit);
+        socket = control;
+        builder = builder.listener(listener).heritage(heritage, found);
+    }
     let server = builder
         .start()
         .map_err(|error| Failure::of(&format!("listening at {}", settings.listen.display()), &error))?;
-    let limits = Limits { resident: Some(settings.limit), client: Some(settings.client_limit), total: None };
-    Ok(Service::start(server, Options { limits, control: settings.control.as_deref(), throttle: None })?)
+    let limits = Limits { resident: Some(limit), client: Some(settings.client_limit), total: None };
+    let control = settings.control.as_deref();
+    Ok(Service::start(server, Options { limits, control, socket, throttle: None })?)
 }
 
 /// Returns when everything was brought back and everybody let go.

@@ -2,8 +2,8 @@
 
 use std::error::Error;
 use std::process::ExitCode;
-use userswap::daemon::ServerError;
 use userswap::daemon::control::{ControlError, RefusalKind};
+use userswap::daemon::{KeeperError, ServerError};
 
 /// A sentence for the operator, and a status for scripts.
 #[derive(Debug)]
@@ -53,6 +53,12 @@ impl Failure {
         self
     }
 
+    /// Says it and ends this process, dropping nothing.
+    pub(crate) fn end_at_once(self) -> ! {
+        eprintln!("userswap: {}", self.sentence);
+        std::process::exit(self.status as i32)
+    }
+
     /// Says it, and gives the status to end with.
     pub(crate) fn report(self) -> ExitCode {
         eprintln!("userswap: {}", self.sentence);
@@ -86,7 +92,11 @@ pub(crate) fn chain(error: &dyn Error) -> String {
 fn status_of(error: &(dyn Error + 'static)) -> Status {
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(error) = error.downcast_ref::<ControlError>() {
+        let control = match error.downcast_ref() {
+            Some(KeeperError::Control(error)) => Some(error),
+            _ => error.downcast_ref::<ControlError>(),
+        };
+        if let Some(error) = control {
             match error {
                 ControlError::InUse { .. } | ControlError::NotASocket { .. } => return Status::InUse,
                 ControlError::Connect { source, .. }
@@ -100,7 +110,11 @@ fn status_of(error: &(dyn Error + 'static)) -> Status {
                 _ => {}
             }
         }
-        if let Some(ServerError::Transport(error)) = error.downcast_ref() {
+        let transport = match (error.downcast_ref(), error.downcast_ref()) {
+            (Some(ServerError::Transport(error)), _) | (_, Some(KeeperError::Listen(error))) => Some(error),
+            _ => None,
+        };
+        if let Some(error) = transport {
             use userswap_ipc::TransportError;
             if matches!(error, TransportError::InUse { .. } | TransportError::NotASocket { .. }) {
                 return Status::InUse;

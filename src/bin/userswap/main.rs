@@ -33,6 +33,10 @@ fn main() -> ExitCode {
         Command::Ctl(ctl) => ctl::ctl(&ctl),
         Command::Store(store) => store::store(&store),
         Command::Doctor(doctor) => doctor::doctor(&doctor),
+        Command::Layout => {
+            println!("{}", userswap_engine::ledger::LAYOUT);
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Man { directory } => manual::man(&directory),
         Command::Completions { shell } => manual::completions(shell),
     };

@@ -46,13 +46,16 @@ pub(crate) fn run(args: &Run, logs: Logs) -> Result<ExitCode, Failure> {
 
 /// Opens the store that a specification describes.
 pub(crate) fn open_store(spec: &str) -> Result<Arc<dyn Store>, Failure> {
-    userswap_stores::spec::open(spec, userswap_uffd::page_size()).map_err(|error| {
-        let status = match error {
-            userswap_stores::spec::SpecError::Open { .. } => Status::Failed,
-            _ => Status::Usage,
-        };
-        Failure::new(status, format!("--store: {}", chain(&error)))
-    })
+    userswap_stores::spec::open(spec, userswap_uffd::page_size()).map_err(|error| store_failure(&error))
+}
+
+/// Why there is no store.
+pub(crate) fn store_failure(error: &userswap_stores::spec::SpecError) -> Failure {
+    let status = match error {
+        userswap_stores::spec::SpecError::Open { .. } => Status::Failed,
+        _ => Status::Usage,
+    };
+    Failure::new(status, format!("--store: {}", chain(error)))
 }
 
 /// How often what the command started is looked through for what runs unmanaged.
@@ -80,8 +83,9 @@ fn served_here(args: &Run, signals: &Signals, program: &Program) -> Result<(Ende
         client: None,
     };
     // All that can fail before the command is there does; after that, nothing of ours ends it.
-    let service = Service::start(server, Options { limits, control: args.control.as_deref(), throttle })
-        .map_err(|error| Failure::from(error).with(Status::Ours))?;
+    let service =
+        Service::start(server, Options { limits, control: args.control.as_deref(), socket: None, throttle })
+            .map_err(|error| Failure::from(error).with(Status::Ours))?;
     let beside = Beside { object: &object, address: OsStr::new(&address), door };
     let mut command = start(&args.command, program, beside, signals)?;
     service.count(command.pid());

@@ -1,0 +1,240 @@
+//! The daemon's worker is killed at any instant: programs wait, a successor serves on, and no byte is wrong.
+//!
+//! `USERSWAP_LONG=1` kills it 500 times for each kind of program.
+
+use crate::patient;
+use crate::support::{Place, Talk, USERSWAP, can_serve, signal, until, with_filler};
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use userswap::daemon::control::{Evicted, Operator, Request, Status};
+
+fn kills() -> u32 {
+    if is_long() { 500 } else { 30 }
+}
+
+fn is_long() -> bool {
+    std::env::var_os("USERSWAP_LONG").is_some_and(|value| value == "1")
+}
+
+/// A daemon that dies often.
+struct Mortal {
+    keeper: Child,
+    control: PathBuf,
+    seed: u64,
+    back: Vec<Duration>,
+}
+
+impl Mortal {
+    fn start(place: &Place, arguments: &[&str]) -> Self {
+        let mut command =
+            place.userswap(&["daemon", "--listen", &place.at("s"), "--control", &place.at("c")]);
+        let log = std::fs::File::create(place.path("log")).unwrap();
+        let keeper = command.args(arguments).stderr(log).spawn().unwrap();
+        let daemon = Self { keeper, control: place.path("c"), seed: 1, back: Vec::new() };
+        daemon.status();
+        daemon
+    }
+
+    fn status(&self) -> Status {
+        until("the daemon answers", || Operator::connect(&self.control).ok()?.ask(Request::Status).ok())
+    }
+
+    /// Kills the worker at some instant and waits for the next.
+    fn kill_worker(&mut self) {
+        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        std::thread::sleep(Duration::from_micros(self.seed >> 47));
+        let before = self.status().worker_pid;
+        assert_ne!(before, self.keeper.id(), "the worker is a process of its own");
+        let killed = Instant::now();
+        signal(before, "KILL");
+        until("another worker", || Some(self.status().worker_pid).filter(|worker| *worker != before));
+        self.back.push(killed.elapsed());
+    }
+
+    /// Ends it in good order, and says how soon its workers were back.
+    fn end(mut self, name: &str) {
+        signal(self.keeper.id(), "TERM");
+        assert!(self.keeper.wait().unwrap().success());
+        self.back.sort_unstable();
+        let at = |share: usize| self.back[(self.back.len() - 1) * share / 100];
+        println!(
+            "{name}: {} kills, back after {:?} (median), {:?} (99 %), {:?} at most",
+            self.back.len(),
+            at(50),
+            at(99),
+            at(100)
+        );
+    }
+}
+
+impl Drop for Mortal {
+    fn drop(&mut self) {
+        let _ = self.keeper.kill();
+        let _ = self.keeper.wait();
+    }
+}
+
+/// Has everything moved out over and over, whoever is there to do it.
+fn churn(control: &std::path::Path, pid: u32, over: &AtomicBool) {
+    while !over.load(Ordering::Relaxed) {
+        let moved = Operator::connect(control)
+            .and_then(|mut operator| operator.ask::<Evicted>(Request::Evict { pid, bytes: None }));
+        if moved.is_err() {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// A program that takes part, forks all the while, and looks at every byte.
+fn takes_part(test: &str, contract: &str) {
+    if !can_serve(test) {
+        return;
+    }
+    let place = Place::new();
+    let mut daemon = Mortal::start(&place, &["--contract", contract]);
+    let mut client = Talk::start(&mut patient::command(&place.at("s"), contract));
+    client.expect_line_of_tests("ready");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (control, pid) = (daemon.control.clone(), client.pid());
+        let over = &over;
+        scope.spawn(move || churn(&control, pid, over));
+        for _ in 0..kills() {
+            daemon.kill_worker();
+            // Every thread of it has gone on, and so has a child.
+            client.ask("step");
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    client.ask("check");
+    assert!(client.end().success());
+    daemon.end(test);
+}
+
+#[test]
+fn who_takes_part_never_notices() {
+    takes_part("who_takes_part_never_notices", "extended");
+}
+
+#[test]
+fn nor_does_who_speaks_the_four_calls_alone() {
+    takes_part("nor_does_who_speaks_the_four_calls_alone", "strict");
+}
+
+#[test]
+fn nor_do_programs_that_know_nothing() {
+    let test = "nor_do_programs_that_know_nothing";
+    let Some((place, filler)) = with_filler(test) else { return };
+    let mut daemon = Mortal::start(&place, &["--limit", "16M"]);
+    let served = place.at("s");
+    let mut clients: Vec<Talk> = (0..2)
+        .map(|_| {
+            let arguments = ["run", "-q", "--daemon", &served, "--", &filler, "16"];
+            Talk::start(place.userswap(&arguments).stderr(Stdio::inherit()))
+        })
+        .collect();
+    clients.iter_mut().for_each(|client| client.expect("ready"));
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for client in &mut clients {
+            let over = &over;
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    for word in ["check", "churn", "fork", "check"] {
+                        client.ask(word);
+                    }
+                }
+                client.ask("paint");
+                client.ask("outgrow");
+                client.ask("check");
+            });
+        }
+        for _ in 0..kills() {
+            daemon.kill_worker();
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    for client in &mut clients {
+        assert!(client.end().success());
+    }
+    daemon.end(test);
+}
+
+#[test]
+fn a_daemon_goes_on_as_what_its_program_is_now() {
+    let test = "a_daemon_goes_on_as_what_its_program_is_now";
+    if !can_serve(test) {
+        return;
+    }
+    let place = Place::new();
+    // A program of its own, that can be replaced.
+    let program = place.path("userswap");
+    std::fs::copy(USERSWAP, &program).unwrap();
+    let log = std::fs::File::create(place.path("log")).unwrap();
+    let mut command = place.command(&program);
+    command.args(["daemon", "--listen", &place.at("s"), "--control", &place.at("c")]).stderr(log);
+    let mut daemon =
+        Mortal { keeper: command.spawn().unwrap(), control: place.path("c"), seed: 1, back: Vec::new() };
+    daemon.status();
+    let mut client = Talk::start(&mut patient::command(&place.at("s"), "extended"));
+    client.expect_line_of_tests("ready");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (control, pid) = (daemon.control.clone(), client.pid());
+        let over = &over;
+        scope.spawn(move || churn(&control, pid, over));
+        for _ in 0..if is_long() { 50 } else { 5 } {
+            let before = daemon.status().worker_pid;
+            std::fs::copy(USERSWAP, place.path("newer")).unwrap();
+            std::fs::rename(place.path("newer"), &program).unwrap();
+            let told = Instant::now();
+            signal(daemon.keeper.id(), "USR2");
+            until("another worker", || Some(daemon.status().worker_pid).filter(|worker| *worker != before));
+            daemon.back.push(told.elapsed());
+            client.ask("step");
+            // Deaths go on to be survived.
+            daemon.kill_worker();
+            client.ask("step");
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    // What can't take over doesn't get to.
+    let worker = daemon.status().worker_pid;
+    std::fs::remove_file(&program).unwrap();
+    std::fs::write(&program, "#!/bin/sh\necho 0\n").unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    signal(daemon.keeper.id(), "USR2");
+    until("it is refused", || {
+        std::fs::read_to_string(place.path("log")).unwrap().contains("can't take up").then_some(())
+    });
+    assert_eq!(daemon.status().worker_pid, worker);
+    client.ask("check");
+    assert!(client.end().success());
+    daemon.end(test);
+}
+
+#[test]
+fn a_keeper_that_dies_has_everything_brought_back() {
+    let test = "a_keeper_that_dies_has_everything_brought_back";
+    if !can_serve(test) {
+        return;
+    }
+    let place = Place::new();
+    let mut daemon = Mortal::start(&place, &[]);
+    let mut client = Talk::start(&mut patient::command(&place.at("s"), "extended"));
+    client.expect_line_of_tests("ready");
+    let moved: Evicted = Operator::connect(&daemon.control)
+        .unwrap()
+        .ask(Request::Evict { pid: client.pid(), bytes: None })
+        .unwrap();
+    assert!(moved.moved_bytes > 0);
+    daemon.keeper.kill().unwrap();
+    daemon.keeper.wait().unwrap();
+    // Its worker ends in good order.
+    until("the sockets are gone", || (!place.path("s").exists()).then_some(()));
+    client.ask("step");
+    client.ask("check");
+    assert!(client.end().success());
+}
