@@ -1,6 +1,6 @@
 //! What can't be done is said in one sentence, with a status of its own, and leaves nothing behind.
 
-use crate::support::{Place, signal, text, until};
+use crate::support::{Place, signal, state, text, until};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Output, Stdio};
@@ -84,8 +84,11 @@ fn a_socket_in_use() {
         &place.output(&["ctl", "--control", &place.at("c"), "--json", "status"]).stdout,
     )
     .unwrap();
+    let worker = u32::try_from(status["worker_pid"].as_u64().unwrap()).unwrap();
     signal(daemon.id(), "STOP");
-    signal(u32::try_from(status["worker_pid"].as_u64().unwrap()).unwrap(), "KILL");
+    signal(worker, "KILL");
+    // Until then it listens.
+    until("the worker is dead", || state(worker).is_none_or(|state| state == "Z").then_some(()));
     daemon.kill().unwrap();
     daemon.wait().unwrap();
     // Its sockets are still there, and nobody listens: they are replaced.
