@@ -68,6 +68,10 @@ impl Batch {
     }
 }
 
+/// How many ranges are worth moving into a slot at once: what an order costs is spread over enough pages then, and faults wait while it is
+/// carried out.
+pub const MANY_ORDERS: usize = 32;
+
 /// One range to move into a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Order {

@@ -4,7 +4,7 @@
 use parking_lot::Mutex;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, OnceLock};
-use userswap_engine::memory::{MemoryError, Moved, Order};
+use userswap_engine::memory::{MANY_ORDERS, MemoryError, Moved, Order};
 use userswap_engine::watched::{Reach, refused};
 use userswap_ipc::extension::{DropHow, MAX_DROPS, MoveRange, MoveStop, Mover};
 use userswap_ipc::{Abilities, ClientLink, Epoch, LinkError};
@@ -28,9 +28,6 @@ pub(crate) struct Told {
     /// Pages that would move if they were made the process's own again.
     pub(crate) was_shared: Mutex<Vec<Span>>,
 }
-
-/// Faults of the process wait while a slot is moved into.
-const MOST_ORDERS: usize = 32;
 
 impl ClientReach {
     /// Reaches a process by what it told.
@@ -136,7 +133,7 @@ unsafe impl Reach for ClientReach {
 
     fn most_orders(&self) -> usize {
         // What is ordered by the contract is heard of piece by piece.
-        if self.told.get().is_some_and(Told::moves) { MOST_ORDERS } else { 1 }
+        if self.told.get().is_some_and(Told::moves) { MANY_ORDERS } else { 1 }
     }
 
     fn move_out(

@@ -76,15 +76,22 @@ impl Drop for Mortal {
     }
 }
 
-/// Has everything moved out over and over, whoever is there to do it.
-fn churn(control: &std::path::Path, pid: u32, over: &AtomicBool) {
-    while !over.load(Ordering::Relaxed) {
-        let moved = Operator::connect(control)
-            .and_then(|mut operator| operator.ask::<Evicted>(Request::Evict { pid, bytes: None }));
-        if moved.is_err() {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
+/// Has everything of a program moved out over and over, whoever is there to do it, while `action` goes on.
+fn churned(control: &std::path::Path, pid: u32, action: impl FnOnce()) {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                let moved = Operator::connect(control)
+                    .and_then(|mut operator| operator.ask::<Evicted>(Request::Evict { pid, bytes: None }));
+                if moved.is_err() {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            }
+        });
+        action();
+        over.store(true, Ordering::Relaxed);
+    });
 }
 
 /// A program that takes part, forks all the while, and looks at every byte.
@@ -96,17 +103,13 @@ fn takes_part(test: &str, contract: &str) {
     let mut daemon = Mortal::start(&place, &["--contract", contract]);
     let mut client = Talk::start(&mut patient::command(&place.at("s"), contract));
     client.expect_line_of_tests("ready");
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let (control, pid) = (daemon.control.clone(), client.pid());
-        let over = &over;
-        scope.spawn(move || churn(&control, pid, over));
+    let (control, pid) = (daemon.control.clone(), client.pid());
+    churned(&control, pid, || {
         for _ in 0..kills() {
             daemon.kill_worker();
             // Every thread of it has gone on, and so has a child.
             client.ask("step");
         }
-        over.store(true, Ordering::Relaxed);
     });
     client.ask("check");
     assert!(client.end().success());
@@ -180,11 +183,8 @@ fn a_daemon_goes_on_as_what_its_program_is_now() {
     daemon.status();
     let mut client = Talk::start(&mut patient::command(&place.at("s"), "extended"));
     client.expect_line_of_tests("ready");
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let (control, pid) = (daemon.control.clone(), client.pid());
-        let over = &over;
-        scope.spawn(move || churn(&control, pid, over));
+    let (control, pid) = (daemon.control.clone(), client.pid());
+    churned(&control, pid, || {
         for _ in 0..if is_long() { 50 } else { 5 } {
             let before = daemon.status().worker_pid;
             std::fs::copy(USERSWAP, place.path("newer")).unwrap();
@@ -198,7 +198,6 @@ fn a_daemon_goes_on_as_what_its_program_is_now() {
             daemon.kill_worker();
             client.ask("step");
         }
-        over.store(true, Ordering::Relaxed);
     });
     // What can't take over doesn't get to.
     let worker = daemon.status().worker_pid;

@@ -266,8 +266,7 @@ impl EvictWork {
         let Some((id, standing)) = &self.standing else { return 0 };
         let (mut all, mut left) = (0, 0);
         for (at, (run, (_, want))) in standing.runs.iter().zip(&self.planned).enumerate() {
-            let done = self.outcomes.get(at).map_or(0, |outcome| outcome.done / page_size() as u64);
-            let done = u32::try_from(done).unwrap_or(0).min(run.pages);
+            let done = self.outcomes.get(at).map_or(0, |outcome| pages_done(*outcome, run.pages));
             {
                 let mut shard = run.region.lock();
                 shard.moved(run.first, done, || space.next_generation(), &mut self.lost);
@@ -290,11 +289,10 @@ impl EvictWork {
         let mut answer = Answer::Recorded;
         let mut outcomes = self.outcomes.iter();
         for (_, mut want) in self.planned.drain(..) {
-            let pages = want.to.0 - want.from.0;
+            let pages = want.to.since(want.from);
             // After a run that could not be watched nothing was asked for.
             let outcome = outcomes.next().copied().unwrap_or(Outcome { done: 0, stop: Some(Stop::Busy) });
-            let done = u32::try_from(outcome.done / page_size() as u64).unwrap_or(0).min(pages);
-            want.from = want.from.plus(done);
+            want.from = want.from.plus(pages_done(outcome, pages));
             match outcome.stop {
                 None => {
                     self.reach = (self.reach * 2).min(space.pool.slot_pages());
@@ -475,6 +473,11 @@ impl EvictWork {
     pub fn leave_standing(&mut self) {
         self.standing = None;
     }
+}
+
+/// How many of the `pages` that were ordered moved.
+fn pages_done(outcome: Outcome, pages: u32) -> u32 {
+    u32::try_from(outcome.done / page_bytes()).unwrap_or(0).min(pages)
 }
 
 fn count(tally: &mut [u64], lot: usize, pages: u32) {

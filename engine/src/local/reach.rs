@@ -1,6 +1,6 @@
 //! Reaching the own process's memory: moves by UFFDIO_MOVE into a staging area.
 
-use crate::memory::{MemoryError, Moved, Order};
+use crate::memory::{MANY_ORDERS, MemoryError, Moved, Order};
 use crate::watched::{Reach, refused};
 use std::os::fd::BorrowedFd;
 use userswap_uffd::own::{madvise, mincore};
@@ -30,9 +30,6 @@ impl LocalReach {
     }
 }
 
-/// Faults wait while a slot is moved into.
-const MOST_ORDERS: usize = 32;
-
 // SAFETY: a `LocalReach` is handed only address spaces whose managed ranges are a `PagedRegion`'s own mapping, or ranges for
 // which the caller of an unsafe function vouched.
 unsafe impl Reach for LocalReach {
@@ -45,7 +42,7 @@ unsafe impl Reach for LocalReach {
     }
 
     fn most_orders(&self) -> usize {
-        MOST_ORDERS
+        MANY_ORDERS
     }
 
     fn move_out(
