@@ -379,6 +379,9 @@ impl Shared {
         }
         self.observer.leaving(id, &space);
         space.close();
+        // A handler that served its last fault may have looked for its thread after the others were forgotten, and would hold on to what
+        // tells of it until somebody else faults. Who is there still is found again.
+        self.placement.steering.forget();
     }
 
     fn ring_bell(&self) {
