@@ -61,8 +61,8 @@ impl Part {
     }
 
     pub(crate) fn say(&mut self, word: &str) {
-        writeln!(self.to, "{word}").unwrap();
-        self.to.flush().unwrap();
+        // In one piece: a child that needs no more than the first byte may be gone before a second.
+        self.to.write_all(format!("{word}\n").as_bytes()).unwrap();
     }
 
     /// The next line it prints.

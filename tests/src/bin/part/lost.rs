@@ -6,6 +6,7 @@ use userswap_store::{PageKey, StoreError};
 use userswap_tests::own::{Own, remove};
 use userswap_tests::pages::system_call_on;
 use userswap_tests::script::{Answer, ScriptedStore};
+use userswap_tests::watch::until;
 
 const LOST: u64 = 37;
 
@@ -31,6 +32,8 @@ pub(crate) fn run() {
         assert_eq!(own.pages.read(page), Ok(page + 1));
     }
     assert_eq!(system_call_on(own.pages.address(LOST)), libc::EFAULT);
+    // Who touches it is woken first, and it is counted after.
+    until("one page is poisoned", || own.space.troubles().1 > 0);
     assert_eq!(own.space.troubles().1, 1, "one page is poisoned");
     // A forked child finds it no better.
     let child = sys::fork_bare(|| system_call_on(own.pages.address(LOST)) == libc::EFAULT);
