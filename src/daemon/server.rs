@@ -434,7 +434,7 @@ impl Inner {
         let survey = Some(Survey::new(program.ours));
         let mut clients = self.clients.lock();
         let entry = self.start_steward(id, Arc::clone(&space), link, peer, survey, Start::New)?;
-        tracing::info!(pid = entry.pid, "forked client taken on");
+        tracing::debug!(pid = entry.pid, "forked client taken on");
         clients.insert(id, entry);
         drop(clients);
         self.engine()
@@ -596,7 +596,8 @@ struct Watcher(Weak<Inner>);
 
 impl Observer for Watcher {
     fn forked(&self, parent: SpaceId, child: SpaceId) {
-        tracing::info!(parent = parent.0, child = child.0, "a client forked");
+        // A client can fork as often as it likes.
+        tracing::debug!(parent = parent.0, child = child.0, "a client forked");
     }
 
     fn sentinel(&self, id: SpaceId, thread: u32) {

@@ -80,6 +80,7 @@ impl Drop for Mortal {
 fn churned(control: &std::path::Path, pid: u32, action: impl FnOnce()) {
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _ends = Ends(&over);
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 let moved = Operator::connect(control)
@@ -90,8 +91,16 @@ fn churned(control: &std::path::Path, pid: u32, action: impl FnOnce()) {
             }
         });
         action();
-        over.store(true, Ordering::Relaxed);
     });
+}
+
+/// Says that it is over when it goes, by a panic too: others wait for that.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A program that takes part, forks all the while, and looks at every byte.
@@ -141,6 +150,7 @@ fn nor_do_programs_that_know_nothing() {
     clients.iter_mut().for_each(|client| client.expect("ready"));
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _ends = Ends(&over);
         for client in &mut clients {
             let over = &over;
             scope.spawn(move || {
@@ -157,7 +167,6 @@ fn nor_do_programs_that_know_nothing() {
         for _ in 0..kills() {
             daemon.kill_worker();
         }
-        over.store(true, Ordering::Relaxed);
     });
     for client in &mut clients {
         assert!(client.end().success());

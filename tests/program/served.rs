@@ -68,6 +68,29 @@ fn one_daemon_serves_many_and_lets_them_go_when_it_ends() {
 }
 
 #[test]
+fn a_full_disk_costs_what_would_have_been_told_and_nothing_else() {
+    let test = "a_full_disk_costs_what_would_have_been_told_and_nothing_else";
+    let Some((place, filler)) = with_filler(test) else { return };
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let arguments = ["daemon", "--listen", &place.at("s"), "--limit", "8M", "--log-level", "trace"];
+    let mut daemon = place.userswap(&arguments).stderr(full()).spawn().unwrap();
+    until("it listens", || place.path("s").exists().then_some(()));
+    let arguments = ["run", "--daemon", &place.at("s"), "--", &filler, "16"];
+    let mut client = Talk::start(place.userswap(&arguments).stderr(full()));
+    client.expect("ready");
+    for word in ["check", "churn", "fork", "check"] {
+        client.ask(word);
+    }
+    assert_eq!(client.end().code(), Some(0));
+    signal(daemon.id(), "TERM");
+    assert!(daemon.wait().unwrap().success());
+    // Nor is a status lost with the sentence.
+    let wrong = place.userswap(&["run", "--limit", "much", "--", "true"]).stderr(full()).status().unwrap();
+    assert_eq!(wrong.code(), Some(125));
+    place.assert_clean();
+}
+
+#[test]
 fn a_daemon_that_nobody_uses_ends_when_it_is_told() {
     let place = Place::new();
     for name in ["TERM", "INT"] {

@@ -1,5 +1,6 @@
 //! The program under test, directories that go away, and waiting.
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -88,7 +89,7 @@ impl Talk {
 
     pub(crate) fn expect(&mut self, line: &str) {
         let mut said = String::new();
-        self.lines.read_line(&mut said).unwrap();
+        self.read(&mut said);
         assert_eq!(said.trim_end(), line);
     }
 
@@ -96,15 +97,26 @@ impl Talk {
     pub(crate) fn expect_line_of_tests(&mut self, line: &str) {
         loop {
             let mut said = String::new();
-            assert!(self.lines.read_line(&mut said).unwrap() > 0, "it ended without {line}");
+            self.read(&mut said);
+            assert!(!said.is_empty(), "it ended without {line}");
             if said.trim_end() == line {
                 return;
             }
         }
     }
 
-    /// The next line.
+    /// The next line. A broken program may not say anything any more, which is to fail and not to hang.
     pub(crate) fn read(&mut self, line: &mut String) {
+        if self.lines.buffer().is_empty() {
+            let mut says = [PollFd::new(self.lines.get_ref(), PollFlags::IN)];
+            let limit = Timespec { tv_sec: 300, tv_nsec: 0 };
+            assert_ne!(
+                rustix::event::poll(&mut says, Some(&limit)),
+                Ok(0),
+                "it has said nothing for {} s",
+                limit.tv_sec
+            );
+        }
         self.lines.read_line(line).unwrap();
     }
 

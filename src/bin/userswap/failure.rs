@@ -1,5 +1,6 @@
 //! What is said, and with which status the program ends, when something can't be done.
 
+use crate::logs;
 use std::error::Error;
 use std::process::ExitCode;
 use userswap::daemon::control::{ControlError, RefusalKind};
@@ -55,13 +56,13 @@ impl Failure {
 
     /// Says it and ends this process, dropping nothing.
     pub(crate) fn end_at_once(self) -> ! {
-        eprintln!("userswap: {}", self.sentence);
+        logs::say(&self.sentence);
         std::process::exit(self.status as i32)
     }
 
     /// Says it, and gives the status to end with.
     pub(crate) fn report(self) -> ExitCode {
-        eprintln!("userswap: {}", self.sentence);
+        logs::say(&self.sentence);
         ExitCode::from(self.status as u8)
     }
 }

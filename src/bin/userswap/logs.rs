@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use serde::Deserialize;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use tracing_subscriber::filter::LevelFilter;
 
 /// How it is written.
@@ -46,10 +46,17 @@ pub(crate) fn start(format: Format, level: Level) {
     let logs = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)
+        // Where standard error takes nothing, because the disk is full, say, nothing can be told of that either; it would be a panic.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     // Somebody who has started already is content.
     let _ = match format {
         Format::Text => logs.with_target(false).try_init(),
         Format::Json => logs.json().flatten_event(true).try_init(),
     };
+}
+
+/// Says something to whoever started the program. It isn't worth dying of that nobody can be told.
+pub(crate) fn say(sentence: &dyn std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "userswap: {sentence}");
 }

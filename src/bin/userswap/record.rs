@@ -46,21 +46,21 @@ pub(crate) fn record(args: &Record, logs: Logs) -> Result<ExitCode, Failure> {
     let bytes = trace.to_bytes();
     std::io::Write::write_all(&mut &file, &bytes).map_err(|error| ours(&writing, &error))?;
     if !args.quiet {
-        eprintln!(
-            "userswap: {} pages touched, {} of them different, in {} windows of {:.0} ms; {} KiB",
+        logs::say(&format_args!(
+            "{} pages touched, {} of them different, in {} windows of {:.0} ms; {} KiB",
             trace.pages().len(),
             trace.footprint(),
             trace.windows(),
             trace.lasted().as_secs_f64() * 1e3 / trace.windows().max(1) as f64,
             bytes.len().div_ceil(1024)
-        );
+        ));
         if trace.pages().is_empty() {
-            eprintln!(
-                "userswap: it ended before anything could be moved out and touched again: make the window shorter"
+            logs::say(
+                &"it ended before anything could be moved out and touched again: make the window shorter",
             );
         }
         if overflown > 0 {
-            eprintln!("userswap: of {overflown} windows not all is in order: make the window shorter");
+            logs::say(&format_args!("of {overflown} windows not all is in order: make the window shorter"));
         }
     }
     Ok(ExitCode::from(command.ended().unwrap_or(Ended::Exited(0)).code()))

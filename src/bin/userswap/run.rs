@@ -36,7 +36,7 @@ pub(crate) fn run(args: &Run, logs: Logs) -> Result<ExitCode, Failure> {
     };
     told.duration_s = started.elapsed().as_secs_f64();
     if !args.quiet {
-        eprintln!("userswap: {told}");
+        logs::say(&told);
     }
     if let Some(report) = report {
         report.write(&told)?;
