@@ -34,7 +34,6 @@ impl Region {
 pub struct Directory {
     /// By start address; never overlapping.
     mapped: BTreeMap<u64, Extent>,
-    epoch: u64,
     closed: bool,
     /// In the order they were landed on.
     overdue: Vec<Overdue>,
@@ -100,16 +99,6 @@ impl Part {
 }
 
 impl Directory {
-    /// Counts events applied; an order given under an older epoch is void.
-    pub fn epoch(&self) -> u64 {
-        self.epoch
-    }
-
-    /// Notes that an event was applied.
-    pub fn bump_epoch(&mut self) {
-        self.epoch += 1;
-    }
-
     /// Whether the address space is gone or being given up.
     pub fn is_closed(&self) -> bool {
         self.closed

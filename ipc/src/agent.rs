@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use userswap_uffd::Mapping;
 
 use crate::contract::Contract;
-use crate::extension::{MAX_MOVES, MoveResult, MoveStatus, MoveStop};
+use crate::extension::{MAX_MOVES, MoveResult, MoveStop};
 use crate::receiver::{Kill, Memory, Receiver, ReceiverError};
 use crate::sys;
 use crate::transport::{Connection, Received, TransportError, Wait};
@@ -147,9 +147,8 @@ fn move_ranges<M: Memory>(
     order: &MoveOrder,
 ) -> Result<(), AgentEnd> {
     let mut results = [MoveResult { moved: 0, stop: MoveStop::Refused }; MAX_MOVES];
-    let status = receiver.move_ranges(order.epoch, order.mover, order.moves(), &mut results)?;
-    let count = if status == MoveStatus::Done { order.moves().len() } else { 0 };
-    let answer = MoveAnswer::new(order.request, status, results.get(..count).unwrap_or_default());
+    receiver.move_ranges(order.mover, order.moves(), &mut results);
+    let answer = MoveAnswer::new(order.request, results.get(..order.moves().len()).unwrap_or_default());
     sent(connection.send(answer.bytes(), &[], Wait::Forever))
 }
 

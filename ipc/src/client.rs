@@ -11,7 +11,6 @@ use userswap_uffd::{Features, Mapping, OpenMode, Protection, RawUffd, Span, Uffd
 use crate::agent::{Agent, AgentEnd, Kept};
 use crate::contract::{Contract, MemoryRegion, TransferUserfaultFd};
 use crate::extension::{Abilities, Hello, HelloReply, Hint, HintKind, Staging, VERSION};
-use crate::gate::{ClientGate, GateError};
 use crate::receiver::{Abort, Areas, Kill, Receiver};
 use crate::superpages::{Offered, Superpages, own_stack};
 use crate::sys::{OwnMemory, keep_out_of_dumps};
@@ -52,9 +51,6 @@ pub enum ClientError {
     /// No staging area could be mapped.
     #[error("mapping a staging area")]
     Staging(#[source] userswap_uffd::Error),
-    /// The daemon passed something that is no gate.
-    #[error("opening the daemon's gate")]
-    Gate(#[from] GateError),
     /// The agent couldn't be started.
     #[error("starting the agent thread")]
     Agent(#[source] io::Error),
@@ -109,7 +105,6 @@ pub struct Builder {
     superpages: Option<Box<dyn Superpages>>,
     kill: Box<dyn Kill>,
     timeout: Duration,
-    gate_timeout: Duration,
     random: Option<Box<dyn FnMut() -> u64>>,
 }
 
@@ -153,11 +148,6 @@ impl Builder {
     /// How long to wait for each of the daemon's answers while connecting; 10 s unless said otherwise.
     pub fn timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
-    }
-
-    /// How long the agent waits for the gate before it answers an order with "busy"; 1 s unless said otherwise.
-    pub fn gate_timeout(self, gate_timeout: Duration) -> Self {
-        Self { gate_timeout, ..self }
     }
 
     /// Where the random bits of the swap area's address come from; the kernel unless said otherwise.
@@ -213,14 +203,9 @@ impl Builder {
         let offered = Offered::default();
         let superpages = self.superpages.take().unwrap_or_else(|| Box::new(offered.clone()));
         let staging = kept.staging.as_ref().map(Mapping::span);
-        let (gate, gate_timeout) = (welcome.gate, self.gate_timeout);
         let make = move || {
             let areas = Areas { swap: area, staging, stack: own_stack() };
-            let receiver = Receiver::new(OwnMemory::new(own), areas, superpages);
-            match gate {
-                Some(gate) => receiver.with_gate(gate, gate_timeout),
-                None => receiver,
-            }
+            Receiver::new(OwnMemory::new(own), areas, superpages)
         };
         let connection = Arc::new(connection);
         let agent = Agent::start(Arc::clone(&connection), self.contract, make, self.kill);
@@ -304,7 +289,6 @@ impl Client {
             superpages: None,
             kill: Box::new(Abort),
             timeout: Duration::from_secs(10),
-            gate_timeout: Duration::from_secs(1),
             random: None,
         }
     }
@@ -376,13 +360,12 @@ impl Drop for Client {
 struct Welcome {
     abilities: Abilities,
     device: Option<OwnedFd>,
-    gate: Option<ClientGate>,
     staging_pages: u64,
 }
 
 impl Default for Welcome {
     fn default() -> Self {
-        Self { abilities: Abilities::empty(), device: None, gate: None, staging_pages: 0 }
+        Self { abilities: Abilities::empty(), device: None, staging_pages: 0 }
     }
 }
 
@@ -400,21 +383,13 @@ impl Caller<'_> {
         let ToClient::Welcome(reply) = self.call("Hello", ToDaemon::Hello(hello))? else {
             return Err(ClientError::WrongAnswer { sent: "Hello" });
         };
-        let HelloReply { version, granted, uffd_device, gate, staging_pages } = reply;
+        let HelloReply { version, granted, uffd_device, staging_pages } = reply;
         if version != VERSION {
             return Ok(Welcome::default());
         }
         let abilities = Abilities::from_bits_truncate(granted) & wants;
-        let gate = match gate {
-            Some(gate) if abilities.contains(Abilities::GATE) => Some(ClientGate::open(gate.as_fd())?),
-            _ => None,
-        };
-        // A gate that was promised and isn't there: the daemon would take orders for fenced that aren't.
-        if gate.is_none() && abilities.contains(Abilities::GATE) {
-            return Err(ClientError::WrongAnswer { sent: "Hello" });
-        }
         let device = uffd_device.filter(|_| abilities.contains(Abilities::DEVICE));
-        Ok(Welcome { abilities, device, gate, staging_pages })
+        Ok(Welcome { abilities, device, staging_pages })
     }
 
     fn announce_staging(&mut self, pages: u64) -> Result<Mapping, ClientError> {

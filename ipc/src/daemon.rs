@@ -6,7 +6,6 @@ use std::time::Duration;
 use userswap_uffd::{Features, RawUffd, Span, Uffd};
 
 use crate::extension::{Abilities, AgentReply};
-use crate::gate::{DaemonGate, GateError};
 use crate::link::ClientLink;
 use crate::peer::Peer;
 use crate::setup::{Claim, Handover, Offer, Program, Setup, SetupError, Step};
@@ -26,9 +25,6 @@ pub enum LinkError {
     /// What it handed over as a userfaultfd isn't one.
     #[error("taking on a client")]
     Uffd(#[from] userswap_uffd::Error),
-    /// No gate could be made.
-    #[error("taking on a client")]
-    Gate(#[from] GateError),
     /// The client closed the connection.
     #[error("the client closed the connection")]
     Closed,
@@ -90,8 +86,6 @@ pub struct Adopted {
     pub swap_area: Span,
     /// Where UFFDIO_MOVE may move to.
     pub staging: Option<Span>,
-    /// The gate shared with it.
-    pub gate: Option<DaemonGate>,
     /// Who it is.
     pub peer: Peer,
     /// What its agent told, if it is a program that knows nothing of it. Its sentinel is to be registered before anything moves.
@@ -107,8 +101,6 @@ pub struct Child {
     pub program: Program,
     /// Where UFFDIO_MOVE may move to.
     pub staging: Option<Span>,
-    /// The gate shared with it.
-    pub gate: Option<DaemonGate>,
     /// Who it is.
     pub peer: Peer,
     request: RequestId,
@@ -151,7 +143,7 @@ pub fn adopt(connection: Connection, terms: &Terms<'_>) -> Result<Adopted, LinkE
 /// As [`adopt`].
 pub fn receive(connection: Connection, terms: &Terms<'_>) -> Result<Arrival, LinkError> {
     let peer = Peer::of(&connection)?;
-    let (gate, came) = set_up(&connection, terms)?;
+    let came = set_up(&connection, terms)?;
     let link = |abilities, swap_area| {
         ClientLink::new(connection, terms.offer.contract, abilities, terms.reply_timeout, swap_area)
     };
@@ -160,12 +152,12 @@ pub fn receive(connection: Connection, terms: &Terms<'_>) -> Result<Arrival, Lin
             let Handover { uffd, swap_area, staging, abilities, program } = handover;
             let uffd = RawUffd::from_fd(uffd)?;
             let link = link(abilities, Some(swap_area));
-            Ok(Arrival::Client(Adopted { link, uffd, swap_area, staging, gate, peer, program }))
+            Ok(Arrival::Client(Adopted { link, uffd, swap_area, staging, peer, program }))
         }
         Came::Child(claim, request) => {
             let Claim { program, staging, abilities } = claim;
             let link = link(abilities, None);
-            Ok(Arrival::Child(Child { link, program, staging, gate, peer, request }))
+            Ok(Arrival::Child(Child { link, program, staging, peer, request }))
         }
     }
 }
@@ -198,14 +190,13 @@ pub fn handshake(uffd: RawUffd, wanted: Features) -> Result<Uffd, LinkError> {
 pub const CONTRACT_FEATURES: Features =
     Features::EVENT_UNMAP.union(Features::EVENT_REMAP).union(Features::EVENT_REMOVE);
 
-fn set_up(connection: &Connection, terms: &Terms<'_>) -> Result<(Option<DaemonGate>, Came), LinkError> {
+fn set_up(connection: &Connection, terms: &Terms<'_>) -> Result<Came, LinkError> {
     let mut offer = terms.offer;
     if terms.device.is_none() {
         offer.abilities -= Abilities::DEVICE;
     }
     let deadline = Deadline::new(Wait::For(terms.setup_timeout));
     let mut setup = Setup::new(offer);
-    let mut gate = None;
     let mut buffer = vec![0; MAX_MESSAGE_BYTES];
     let late = || LinkError::TimedOut { what: "set up", within: terms.setup_timeout };
     loop {
@@ -219,13 +210,7 @@ fn set_up(connection: &Connection, terms: &Terms<'_>) -> Result<(Option<DaemonGa
             Step::Welcome(granted) => {
                 let device = terms.device.filter(|_| granted.contains(Abilities::DEVICE));
                 let device = device.map(|device| device.try_clone_to_owned()).transpose();
-                let mut memfd = None;
-                if granted.contains(Abilities::GATE) {
-                    let made = DaemonGate::new()?;
-                    memfd = Some(made.memfd().try_clone_to_owned().map_err(duplicating)?);
-                    gate = Some(made);
-                }
-                let welcome = setup.welcome(device.map_err(duplicating)?, memfd);
+                let welcome = setup.welcome(device.map_err(duplicating)?);
                 connection.send_message(welcome, request, deadline.left())?;
             }
             Step::Reply(reply) => connection.send_message(reply, request, deadline.left())?,
@@ -234,9 +219,9 @@ fn set_up(connection: &Connection, terms: &Terms<'_>) -> Result<(Option<DaemonGa
                 let sent = connection.send_message(reply, request, deadline.left());
                 let handover = handover?;
                 sent?;
-                return Ok((gate, Came::Client(handover)));
+                return Ok(Came::Client(handover));
             }
-            Step::Child(claim) => return Ok((gate, Came::Child(claim, request))),
+            Step::Child(claim) => return Ok(Came::Child(claim, request)),
             Step::Nothing if deadline.has_passed() => return Err(late()),
             Step::Nothing => {}
         }

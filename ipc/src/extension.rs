@@ -2,13 +2,13 @@
 //!
 //! | interface · method (ordinal) | fields in order | kind |
 //! |---|---|---|
-//! | client · Hello (0) | version u32, wants u64 → version u32, granted u64, uffd_device handle?, gate handle?, staging_pages u64 | sync |
+//! | client · Hello (0) | version u32, wants u64 → version u32, granted u64, uffd_device handle?, staging_pages u64 | sync |
 //! | client · Staging (1) | area MemoryRegion → () | sync |
 //! | client · Hint (2) | kind u32, value u64 | one-way |
 //! | client · Agent (3) | kind u32, pid u32, tid u32, sentinel MemoryRegion, ours array → uffd handle? | sync |
 //! | client · Exclude (4) | area MemoryRegion → () | answered |
 //! | client · Retire (5) | why u32 → () | answered |
-//! | daemon · Move (0) | epoch u64, mover u32, moves array → status u32, results array | answered |
+//! | daemon · Move (0) | mover u32, moves array → results array | answered |
 //! | daemon · Drop (1) | areas array, how u32 → () | answered |
 //! | daemon · Unshare (2) | areas array → () | answered |
 //!
@@ -52,21 +52,14 @@ bitflags::bitflags! {
         const ORDERS = 1;
         /// `Move` with [`Mover::UffdMove`], and a staging area as its destination.
         const UFFD_MOVE = 1 << 1;
-        /// A gate word in shared memory; without it an order's epoch isn't looked at.
-        const GATE = 1 << 2;
         /// A `/dev/userfaultfd` descriptor, for a client that may not open one itself.
-        const DEVICE = 1 << 3;
+        const DEVICE = 1 << 2;
         /// `Hint` is listened to.
-        const HINTS = 1 << 4;
+        const HINTS = 1 << 3;
         /// `Agent`, `Exclude`, `Retire` and `Unshare`: for programs that know nothing of it.
-        const AGENT = 1 << 5;
+        const AGENT = 1 << 4;
     }
 }
-
-/// Counts what happened to a client's address space: raised whenever an event (unmap, remap, remove, fork) is applied.
-/// An order made under one epoch isn't carried out under another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Epoch(pub u64);
 
 /// Parameters of `Hello`, the first message of an extended client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,8 +79,6 @@ pub struct HelloReply<H> {
     pub granted: u64,
     /// An open `/dev/userfaultfd`, with [`Abilities::DEVICE`].
     pub uffd_device: Option<H>,
-    /// A sealed memfd holding the gate, with [`Abilities::GATE`].
-    pub gate: Option<H>,
     /// How many pages of staging to announce, with [`Abilities::UFFD_MOVE`].
     pub staging_pages: u64,
 }
@@ -220,23 +211,10 @@ pub const MAX_DROPS: usize = 512;
 /// Parameters of `Move`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Move {
-    /// The epoch the order was made under.
-    pub epoch: Epoch,
     /// How.
     pub mover: Mover,
     /// What, at most [`MAX_MOVES`].
     pub moves: Vec<MoveRange>,
-}
-
-/// Whether an order was carried out at all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum MoveStatus {
-    /// Every range was tried; the results say how far each one got.
-    Done,
-    /// The epoch had changed: nothing was done, there are no results.
-    EpochChanged,
-    /// The gate wasn't had in time: nothing was done, there are no results.
-    GateBusy,
 }
 
 /// Why a range wasn't moved whole.
@@ -272,12 +250,10 @@ pub struct MoveResult {
     pub stop: MoveStop,
 }
 
-/// The answer to `Move`.
+/// The answer to `Move`: every range was tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MoveReply {
-    /// Whether anything was done.
-    pub status: MoveStatus,
-    /// One entry for each range of the order, in its order; none unless `Done`.
+    /// How far each range of the order got, in its order.
     pub results: Vec<MoveResult>,
 }
 
@@ -322,7 +298,6 @@ macro_rules! codes {
 
 codes!(HintKind: Visible = 0, Audible = 1, Loading = 2, Frozen = 3);
 codes!(Mover: Remap = 0, UffdMove = 1);
-codes!(MoveStatus: Done = 0, EpochChanged = 1, GateBusy = 2);
 codes!(AgentKind: Exec = 0, Forked = 1);
 codes!(RetireReason: Seccomp = 0, Setns = 1, Unshare = 2);
 codes!(
@@ -354,7 +329,6 @@ mod tests {
         check::<AgentKind>();
         check::<RetireReason>();
         check::<Mover>();
-        check::<MoveStatus>();
         check::<MoveStop>();
         check::<DropHow>();
     }

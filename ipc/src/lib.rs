@@ -8,7 +8,6 @@
 //!   [`receiver`].
 //! - A daemon listens ([`Listener`]), takes a client on ([`adopt`]) and gives it orders ([`ClientLink`]). What it does with the
 //!   memory is not of this crate.
-//! - The [`gate`] fences the agent's moves against changes of the address space.
 //!
 //! ```no_run
 //! use userswap_ipc::{Client, Contract};
@@ -27,7 +26,6 @@ pub mod client;
 pub mod contract;
 pub mod daemon;
 pub mod extension;
-pub mod gate;
 pub mod inbox;
 pub mod link;
 pub mod listener;
@@ -44,8 +42,7 @@ pub mod wire;
 pub use client::{Client, ClientError};
 pub use contract::{Contract, MemoryRegion};
 pub use daemon::{Adopted, Arrival, Child, LinkError, Terms, adopt, handshake, receive};
-pub use extension::{Abilities, Epoch};
-pub use gate::{ClientGate, DaemonGate};
+pub use extension::Abilities;
 pub use inbox::{Wanted, Wish};
 pub use link::{ClientLink, Punished, Resumed};
 pub use listener::Listener;

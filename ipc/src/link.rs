@@ -11,7 +11,7 @@ use crate::contract::{
 };
 use crate::daemon::LinkError;
 use crate::extension::{
-    Abilities, Drop, DropHow, Epoch, Hint, MAX_DROPS, MAX_MOVES, Move, MoveRange, MoveReply, Mover, Unshare,
+    Abilities, Drop, DropHow, Hint, MAX_DROPS, MAX_MOVES, Move, MoveRange, MoveReply, Mover, Unshare,
 };
 use crate::inbox::{Inbox, MOST_HINTS, Wish, is_reply};
 use crate::peer::Peer;
@@ -161,19 +161,14 @@ impl ClientLink {
     ///
     /// # Errors
     /// [`LinkError::NotAgreed`], [`LinkError::TooMany`], and as [`ClientLink::superpages`].
-    pub fn move_ranges(
-        &self,
-        epoch: Epoch,
-        mover: Mover,
-        moves: &[MoveRange],
-    ) -> Result<MoveReply, LinkError> {
+    pub fn move_ranges(&self, mover: Mover, moves: &[MoveRange]) -> Result<MoveReply, LinkError> {
         let method = Method::MOVE.name;
         let needs = match mover {
             Mover::Remap => Abilities::ORDERS,
             Mover::UffdMove => Abilities::ORDERS | Abilities::UFFD_MOVE,
         };
         self.check_order(method, needs, moves.len(), MAX_MOVES)?;
-        let order = ToClient::Move(Move { epoch, mover, moves: moves.to_vec() });
+        let order = ToClient::Move(Move { mover, moves: moves.to_vec() });
         self.ask(method, order, |reply| match reply {
             ToDaemon::Moved(reply) => match check_moved(&reply, moves) {
                 Ok(()) => Ok(reply),

@@ -2,15 +2,12 @@
 //!
 //! Nothing here talks: the [`Agent`](crate::agent) feeds it messages and sends its answers.
 
-use std::time::Duration;
-
 use userswap_uffd::{Outcome, Span, SpanError, Stop};
 
 use crate::contract::{
     GetPartitionAllocSuperPagesUsed, MapArea, MemoryRegion, Method, MovePtesLeavingMapping,
 };
-use crate::extension::{Drop, DropHow, Epoch, MAX_MOVES, MoveRange, MoveResult, MoveStatus, MoveStop, Mover};
-use crate::gate::{ClientGate, GateError};
+use crate::extension::{Drop, DropHow, MAX_MOVES, MoveRange, MoveResult, MoveStop, Mover};
 use crate::superpages::{Superpages, superpages_used};
 use crate::wire::MAX_REGIONS;
 
@@ -114,9 +111,6 @@ pub enum ReceiverError {
     /// The program couldn't say which superpages it uses.
     #[error("asking which areas are in use")]
     Superpages(#[source] std::io::Error),
-    /// The daemon has declared the gate void.
-    #[error("the gate was taken away")]
-    Gate(#[source] GateError),
 }
 
 /// What the client set aside, and what of its own must stay.
@@ -134,20 +128,13 @@ pub struct Areas {
 pub struct Receiver<M> {
     memory: M,
     areas: Areas,
-    gate: Option<ClientGate>,
-    gate_timeout: Duration,
     superpages: Box<dyn Superpages>,
 }
 
 impl<M: Memory> Receiver<M> {
     /// One that works on `memory` within `areas`, and asks `superpages` what the program uses.
     pub fn new(memory: M, areas: Areas, superpages: Box<dyn Superpages>) -> Self {
-        Self { memory, areas, gate: None, gate_timeout: Duration::ZERO, superpages }
-    }
-
-    /// Carries out `Move` orders under this gate, waiting for it no longer than `timeout`.
-    pub fn with_gate(self, gate: ClientGate, timeout: Duration) -> Self {
-        Self { gate: Some(gate), gate_timeout: timeout, ..self }
+        Self { memory, areas, superpages }
     }
 
     /// `MovePTEsLeavingMapping`.
@@ -199,27 +186,17 @@ impl<M: Memory> Receiver<M> {
     /// `Move`. Nothing is touched but the stack: what the order is carried out with, and the answer, lie there. So no range of
     /// the order can hold what carrying it out needs.
     ///
-    /// What is wrong with a range, or was refused by the kernel, is in its result; where the status isn't `Done`, there are none.
-    ///
-    /// # Errors
-    /// [`ReceiverError::Gate`] if the gate was revoked: the connection is to be closed.
-    pub fn move_ranges(
-        &mut self,
-        epoch: Epoch,
-        mover: Mover,
-        moves: &[MoveRange],
-        results: &mut [MoveResult; MAX_MOVES],
-    ) -> Result<MoveStatus, ReceiverError> {
+    /// What is wrong with a range, or was refused by the kernel, is in its result.
+    pub fn move_ranges(&mut self, mover: Mover, moves: &[MoveRange], results: &mut [MoveResult; MAX_MOVES]) {
         let mut work = [Work::Nothing; MAX_MOVES];
         for (work, range) in work.iter_mut().zip(moves) {
             *work = self.plan(range, mover);
         }
         let work = work.get_mut(..moves.len().min(MAX_MOVES)).unwrap_or_default();
-        let status = self.carry_out(epoch, mover, work)?;
+        self.carry_out(mover, work);
         for (result, work) in results.iter_mut().zip(work) {
             *result = work.result();
         }
-        Ok(status)
     }
 
     /// `Drop`.
@@ -231,21 +208,7 @@ impl<M: Memory> Receiver<M> {
         order.areas.iter().try_for_each(|area| self.drop_area(method, *area, order.how))
     }
 
-    fn carry_out(
-        &mut self,
-        epoch: Epoch,
-        mover: Mover,
-        work: &mut [Work],
-    ) -> Result<MoveStatus, ReceiverError> {
-        let held = match &self.gate {
-            Some(gate) => match gate.lock_shared(self.gate_timeout) {
-                Ok(held) if held.epoch() != epoch => return Ok(MoveStatus::EpochChanged),
-                Ok(held) => Some(held),
-                Err(GateError::TimedOut(_)) => return Ok(MoveStatus::GateBusy),
-                Err(e) => return Err(ReceiverError::Gate(e)),
-            },
-            None => None,
-        };
+    fn carry_out(&mut self, mover: Mover, work: &mut [Work]) {
         for work in work {
             if let Work::Planned { src, dest } = *work {
                 *work = Work::Done(match mover {
@@ -254,8 +217,6 @@ impl<M: Memory> Receiver<M> {
                 });
             }
         }
-        drop(held);
-        Ok(MoveStatus::Done)
     }
 
     fn plan(&self, range: &MoveRange, mover: Mover) -> Work {

@@ -212,14 +212,13 @@ impl Setup {
         }
     }
 
-    /// The reply to `Hello` that goes with what was granted, around the handles for it.
-    pub fn welcome<H>(&self, uffd_device: Option<H>, gate: Option<H>) -> ToClient<H> {
+    /// The reply to `Hello` that goes with what was granted, around the handle for it.
+    pub fn welcome<H>(&self, uffd_device: Option<H>) -> ToClient<H> {
         let moves = self.granted.contains(Abilities::UFFD_MOVE);
         ToClient::Welcome(HelloReply {
             version: VERSION,
             granted: self.granted.bits(),
             uffd_device,
-            gate,
             staging_pages: if moves { self.offer.staging_pages } else { 0 },
         })
     }

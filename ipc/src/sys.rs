@@ -5,11 +5,10 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::ptr;
 
 use userswap_uffd::own::{madvise, map_none_over, mincore, mremap_dontunmap};
-use userswap_uffd::{Advice, Error, MoveMode, Outcome, Span, Uffd, page_size};
+use userswap_uffd::{Advice, Error, MoveMode, Outcome, Span, Uffd};
 
 use crate::receiver::Memory;
 
@@ -71,61 +70,6 @@ pub(crate) fn with_signals_blocked<R>(spawn: impl FnOnce() -> R) -> io::Result<R
     // SAFETY: `old` was initialised above. Putting back what was there can't fail.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, old.as_ptr(), ptr::null_mut()) };
     Ok(result)
-}
-
-/// One page of a memfd, mapped shared. Nothing is read or written but through atomics, so that whatever another process
-/// stores there is a strange number at worst.
-#[derive(Debug)]
-pub(crate) struct SharedPage {
-    at: NonNull<u8>,
-    len: usize,
-}
-
-// SAFETY: the mapping belongs to the process, not to a thread, and is only reached through atomics.
-unsafe impl Send for SharedPage {}
-// SAFETY: as above.
-unsafe impl Sync for SharedPage {}
-
-impl SharedPage {
-    /// Maps the first page. The caller has seen that the file is that large and sealed against shrinking: a page that
-    /// vanished would be a SIGBUS.
-    pub(crate) fn map(memfd: BorrowedFd<'_>) -> io::Result<Self> {
-        let len = page_size();
-        // SAFETY: a new mapping, wherever the kernel likes, replaces nothing.
-        let at = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                len,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                memfd.as_raw_fd(),
-                0,
-            )
-        };
-        match NonNull::new(at.cast()) {
-            Some(at) if at.as_ptr() != libc::MAP_FAILED.cast() => Ok(Self { at, len }),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-
-    /// The u32 at byte 0.
-    pub(crate) fn word(&self) -> &AtomicU32 {
-        // SAFETY: within the page, aligned as a page is, mapped as long as `self`, and never accessed but atomically.
-        unsafe { AtomicU32::from_ptr(self.at.as_ptr().cast()) }
-    }
-
-    /// The u64 at byte 8.
-    pub(crate) fn counter(&self) -> &AtomicU64 {
-        // SAFETY: as above; 8 bytes further on is a multiple of 8 still.
-        unsafe { AtomicU64::from_ptr(self.at.as_ptr().add(8).cast()) }
-    }
-}
-
-impl Drop for SharedPage {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `map` with this length; no reference outlives `self`.
-        unsafe { libc::munmap(self.at.as_ptr().cast(), self.len) };
-    }
 }
 
 /// The real [`Memory`]: this process's own.

@@ -13,8 +13,8 @@ use userswap_ipc::contract::{
     TransferUserfaultFd,
 };
 use userswap_ipc::extension::{
-    Agent, AgentKind, AgentReply, Drop, DropHow, Epoch, Exclude, Hello, HelloReply, Hint, HintKind, Move,
-    MoveRange, MoveReply, MoveResult, MoveStatus, MoveStop, Mover, Retire, RetireReason, Staging, Unshare,
+    Agent, AgentKind, AgentReply, Drop, DropHow, Exclude, Hello, HelloReply, Hint, HintKind, Move, MoveRange,
+    MoveReply, MoveResult, MoveStop, Mover, Retire, RetireReason, Staging, Unshare,
 };
 use userswap_ipc::wire::{Encoded, Envelope, RequestId, ToClient, ToDaemon, WireMessage};
 
@@ -230,51 +230,36 @@ fn hello() {
 
 #[test]
 fn hello_reply() {
-    // version u32 at 0; granted u64 at 8; the first handle's u32 takes the first gap that fits it, at 4; the second one
-    // lies at 16; staging_pages u64 at 24. 32 bytes of fields, 40 (0x28) with the header. Handles are numbered in field
-    // order: the device 0, the gate 1.
+    // version u32 at 0; granted u64 at 8; the handle's u32 takes the first gap that fits it, at 4; staging_pages u64 at 16. 24 bytes of
+    // fields, 32 (0x20) with the header.
     golden(
-        ToClient::Welcome(HelloReply {
-            version: 1,
-            granted: 0xf,
-            uffd_device: Some(10),
-            gate: Some(20),
-            staging_pages: 512,
-        }),
+        ToClient::Welcome(HelloReply { version: 1, granted: 0xf, uffd_device: Some(10), staging_pages: 512 }),
         1,
-        &[10, 20],
+        &[10],
         "20 00 00 00 01 00 00 00
          00 01 00 00 00 00 00 00
          06 00 00 00 00 00 00 00 | 16: flags 2 + 4
          01 00 00 00 00 00 00 00
-         28 00 00 00 00 00 00 00 | 32: parameters
+         20 00 00 00 00 00 00 00 | 32: parameters
          01 00 00 00 00 00 00 00 | 40: version, uffd_device = handle 0
          0f 00 00 00 00 00 00 00 | 48: granted
-         01 00 00 00 00 00 00 00 | 56: gate = handle 1; gap
-         00 02 00 00 00 00 00 00 | 64: staging_pages",
+         00 02 00 00 00 00 00 00 | 56: staging_pages",
     );
 }
 
 #[test]
-fn hello_reply_with_a_gate_alone() {
+fn hello_reply_without_a_device() {
     golden(
-        ToClient::Welcome(HelloReply {
-            version: 1,
-            granted: 4,
-            uffd_device: None,
-            gate: Some(20),
-            staging_pages: 0,
-        }),
+        ToClient::Welcome(HelloReply { version: 1, granted: 4, uffd_device: None, staging_pages: 0 }),
         1,
-        &[20],
+        &[],
         "20 00 00 00 01 00 00 00
          00 01 00 00 00 00 00 00
          06 00 00 00 00 00 00 00
          01 00 00 00 00 00 00 00
-         28 00 00 00 00 00 00 00
+         20 00 00 00 00 00 00 00
          01 00 00 00 ff ff ff ff | 40: version, no device
          04 00 00 00 00 00 00 00
-         00 00 00 00 00 00 00 00 | 56: gate = handle 0
          00 00 00 00 00 00 00 00",
     );
 }
@@ -328,11 +313,10 @@ fn hint() {
 
 #[test]
 fn move_order() {
-    // u64 at 0, u32 at 8, gap, pointer at 16: 32 (0x20) bytes of parameters. Array at 64: 8 + 8 = 16 (0x10) bytes for one
+    // u32 at 0, gap, pointer at 8: 24 (0x18) bytes of parameters. Array at 56: 8 + 8 = 16 (0x10) bytes for one
     // element. The range: 8 + 3 × 8 = 32 bytes.
     golden(
         ToClient::<u32>::Move(Move {
-            epoch: Epoch(9),
             mover: Mover::UffdMove,
             moves: vec![MoveRange { src: 0x7f00_0001_0000, len: 0x2000, dest: 0x2345_0000_0000 }],
         }),
@@ -342,25 +326,23 @@ fn move_order() {
          01 01 00 00 00 00 00 00 | 8: interface 0x101, ordinal 0
          01 00 00 00 00 00 00 00 | 16: flags 1
          03 00 00 00 00 00 00 00
-         20 00 00 00 00 00 00 00 | 32: parameters
-         09 00 00 00 00 00 00 00 | 40: epoch
-         01 00 00 00 00 00 00 00 | 48: mover; gap
-         08 00 00 00 00 00 00 00 | 56: moves, at 64
-         10 00 00 00 01 00 00 00 | 64: array, 16 bytes, 1 element
-         08 00 00 00 00 00 00 00 | 72: the range, at 80
-         20 00 00 00 00 00 00 00 | 80: range, 32 bytes
-         00 00 01 00 00 7f 00 00 | 88: src
-         00 20 00 00 00 00 00 00 | 96: len
-         00 00 00 00 45 23 00 00 | 104: dest",
+         18 00 00 00 00 00 00 00 | 32: parameters
+         01 00 00 00 00 00 00 00 | 40: mover; gap
+         08 00 00 00 00 00 00 00 | 48: moves, at 56
+         10 00 00 00 01 00 00 00 | 56: array, 16 bytes, 1 element
+         08 00 00 00 00 00 00 00 | 64: the range, at 72
+         20 00 00 00 00 00 00 00 | 72: range, 32 bytes
+         00 00 01 00 00 7f 00 00 | 80: src
+         00 20 00 00 00 00 00 00 | 88: len
+         00 00 00 00 45 23 00 00 | 96: dest",
     );
 }
 
 #[test]
 fn move_reply() {
-    // u32 at 0, gap, pointer at 8: 24 (0x18) bytes of parameters. A result: 8 + 8 + 4 + gap 4 = 24 bytes.
+    // A pointer: 16 (0x10) bytes of parameters. A result: 8 + 8 + 4 + gap 4 = 24 bytes.
     golden(
         ToDaemon::<u32>::Moved(MoveReply {
-            status: MoveStatus::Done,
             results: vec![
                 MoveResult { moved: 0x2000, stop: MoveStop::None },
                 MoveResult { moved: 0x1000, stop: MoveStop::Pinned },
@@ -372,16 +354,15 @@ fn move_reply() {
          01 01 00 00 00 00 00 00
          02 00 00 00 00 00 00 00 | 16: flags 2
          03 00 00 00 00 00 00 00
-         18 00 00 00 00 00 00 00 | 32: parameters
-         00 00 00 00 00 00 00 00 | 40: status; gap
-         08 00 00 00 00 00 00 00 | 48: results, at 56
-         18 00 00 00 02 00 00 00 | 56: array, 24 bytes, 2 elements
-         10 00 00 00 00 00 00 00 | 64: first, at 80
-         20 00 00 00 00 00 00 00 | 72: second, at 104
-         18 00 00 00 00 00 00 00 | 80: result
+         10 00 00 00 00 00 00 00 | 32: parameters
+         08 00 00 00 00 00 00 00 | 40: results, at 48
+         18 00 00 00 02 00 00 00 | 48: array, 24 bytes, 2 elements
+         10 00 00 00 00 00 00 00 | 56: first, at 72
+         20 00 00 00 00 00 00 00 | 64: second, at 96
+         18 00 00 00 00 00 00 00 | 72: result
          00 20 00 00 00 00 00 00
          00 00 00 00 00 00 00 00
-         18 00 00 00 00 00 00 00 | 104: result
+         18 00 00 00 00 00 00 00 | 96: result
          00 10 00 00 00 00 00 00
          04 00 00 00 00 00 00 00 | 120: stop; gap",
     );

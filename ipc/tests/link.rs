@@ -11,7 +11,7 @@ use userswap_ipc::agent::AgentEnd;
 use userswap_ipc::client::SwapAreaSize;
 use userswap_ipc::contract::{MovePtesLeavingMapping, TransferUserfaultFd};
 use userswap_ipc::extension::{
-    Epoch, Hello, Hint, HintKind, MoveRange, MoveReply, MoveResult, MoveStatus, MoveStop, Mover, VERSION,
+    Hello, Hint, HintKind, MoveRange, MoveReply, MoveResult, MoveStop, Mover, VERSION,
 };
 use userswap_ipc::receiver::{Kill, ReceiverError};
 use userswap_ipc::setup::SetupError;
@@ -125,10 +125,10 @@ fn lies_about_moves_break_the_link() {
         scope.spawn(|| {
             let request = hear(&client).unwrap().request;
             let results = vec![MoveResult { moved: 0x2000, stop: MoveStop::None }];
-            say(&client, ToDaemon::Moved(MoveReply { status: MoveStatus::Done, results }), request.0);
+            say(&client, ToDaemon::Moved(MoveReply { results }), request.0);
         });
         let range = MoveRange { src: 0x40_0000, len: 0x1000, dest: 0x1000_0000 };
-        adopted.link.move_ranges(Epoch(0), Mover::Remap, &[range]).unwrap_err()
+        adopted.link.move_ranges(Mover::Remap, &[range]).unwrap_err()
     });
     assert!(matches!(error, LinkError::Lied { method: "Move", .. }), "{error:?}");
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use rustix::io::FdFlags;
 use rustix::net::{SendFlags, SocketType};
 use userswap_ipc::contract::TransferUserfaultFd;
-use userswap_ipc::extension::{Hello, Hint, HintKind, MoveReply, MoveStatus, VERSION};
+use userswap_ipc::extension::{Hello, Hint, HintKind, MoveReply, VERSION};
 use userswap_ipc::setup::SetupError;
 use userswap_ipc::wire::{
     Envelope, MAX_HANDLES, MAX_MESSAGE_BYTES, RequestId, ToClient, ToDaemon, ValidationError,
@@ -240,7 +240,7 @@ fn paths_no_socket_can_have_are_refused() {
 fn daemon_meets(contract: Contract, act: impl FnOnce(&Connection)) -> (LinkError, Option<ToClient<OwnedFd>>) {
     let (client, daemon) = Connection::pair().unwrap();
     act(&client);
-    let abilities = Abilities::ORDERS | Abilities::GATE | Abilities::HINTS;
+    let abilities = Abilities::ORDERS | Abilities::HINTS;
     let offer = Offer { contract, abilities, staging_pages: 0, max_swap_area: 1 << 30 };
     let second = Duration::from_secs(1);
     let terms = Terms { offer, device: None, setup_timeout: second, reply_timeout: second };
@@ -305,7 +305,7 @@ fn hostile_clients_are_closed_with_a_reason() {
     assert!(reply.is_none());
 
     let (error, _) = daemon_meets(Contract::Extended, |client| {
-        say(client, ToDaemon::Moved(MoveReply { status: MoveStatus::Done, results: vec![] }));
+        say(client, ToDaemon::Moved(MoveReply { results: vec![] }));
     });
     assert!(matches!(error, LinkError::Setup(SetupError::OutOfTurn { .. })), "{error:?}");
 
@@ -319,10 +319,8 @@ fn hostile_clients_are_closed_with_a_reason() {
         say(client, ToDaemon::Hello(Hello { version: VERSION, wants: u64::MAX }));
     });
     assert!(matches!(error, LinkError::Setup(SetupError::OutOfTurn { what: "Hello" })), "{error:?}");
-    let granted = Abilities::ORDERS | Abilities::GATE | Abilities::HINTS;
-    assert!(
-        matches!(reply, Some(ToClient::Welcome(ref welcome)) if welcome.granted == granted.bits() && welcome.gate.is_some())
-    );
+    let granted = Abilities::ORDERS | Abilities::HINTS;
+    assert!(matches!(reply, Some(ToClient::Welcome(ref welcome)) if welcome.granted == granted.bits()));
 
     let (error, _) = daemon_meets(Contract::Strict, |client| {
         client.send(&[0; 24], &[], LONG).unwrap();

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use userswap_engine::memory::{MANY_ORDERS, MemoryError, Moved, Order};
 use userswap_engine::watched::{Reach, refused};
 use userswap_ipc::extension::{DropHow, MAX_DROPS, MoveRange, MoveStop, Mover};
-use userswap_ipc::{Abilities, ClientLink, Epoch, LinkError};
+use userswap_ipc::{Abilities, ClientLink, LinkError};
 use userswap_uffd::{Outcome, Pagemap, PagemapEntry, Process, RegisterMode, Span, Stop, Uffd, page_bytes};
 
 /// Reaches the memory of a process at the other end of a connection.
@@ -158,7 +158,7 @@ unsafe impl Reach for ClientReach {
         let range =
             |order: &Order| MoveRange { src: order.from.start(), len: order.from.len(), dest: order.to };
         let ranges: Vec<MoveRange> = orders.iter().map(range).collect();
-        let reply = match told.link.move_ranges(Epoch::default(), Mover::UffdMove, &ranges) {
+        let reply = match told.link.move_ranges(Mover::UffdMove, &ranges) {
             Ok(reply) => reply,
             Err(error) => {
                 tracing::debug!(pid = told.process.pid(), %error, "a move went unanswered");

@@ -43,7 +43,6 @@ impl Space {
         if !batch.events.is_empty() {
             for (event, applied) in batch.events.drain(..).zip(1..) {
                 self.apply(event, &mut directory, &mut lost, &mut children);
-                directory.bump_epoch();
                 self.write_down(&directory, applied);
             }
             self.memory.applied();

@@ -404,7 +404,6 @@ impl Space {
         let first = applied + self.memory.unapplied(known, &mut batch)? + 1;
         for (event, applied) in batch.events.drain(..).zip(first..) {
             self.apply(event, &mut directory, &mut lost, &mut children);
-            directory.bump_epoch();
             self.write_down(&directory, applied);
         }
         self.memory.applied();

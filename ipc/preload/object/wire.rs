@@ -14,7 +14,7 @@ pub(crate) const MAX_MOVES: usize = 64;
 pub(crate) const MAX_DROPS: usize = 512;
 
 /// Bytes of the longest message sent: the results of a `Move` of that many ranges.
-pub(crate) const MAX_SENT: usize = 32 + 24 + 8 + 32 * MAX_MOVES;
+pub(crate) const MAX_SENT: usize = 32 + 16 + 8 + 32 * MAX_MOVES;
 
 /// The version of the extensions spoken here.
 pub(crate) const VERSION: u32 = 1;
@@ -23,8 +23,8 @@ pub(crate) const VERSION: u32 = 1;
 pub(crate) mod abilities {
     pub(crate) const ORDERS: u64 = 1;
     pub(crate) const UFFD_MOVE: u64 = 1 << 1;
-    pub(crate) const DEVICE: u64 = 1 << 3;
-    pub(crate) const AGENT: u64 = 1 << 5;
+    pub(crate) const DEVICE: u64 = 1 << 2;
+    pub(crate) const AGENT: u64 = 1 << 4;
 }
 
 /// Why a range wasn't moved whole.
@@ -226,7 +226,7 @@ pub(crate) fn unshared(buffer: &mut [u8], request: u64) -> Option<&[u8]> {
     writer.finish()
 }
 
-/// The reply to `Move`, that it was carried out; the results are what `result` gives for each index, in order.
+/// The reply to `Move`; the results are what `result` gives for each index, in order.
 pub(crate) fn moved(
     buffer: &mut [u8],
     request: u64,
@@ -234,8 +234,7 @@ pub(crate) fn moved(
     mut result: impl FnMut(usize) -> (u64, u32),
 ) -> Option<&[u8]> {
     let mut writer = Writer::begin(buffer, DAEMON, 0, REPLY, request);
-    writer.pair(24, 0);
-    writer.pair(0, 0);
+    writer.pair(16, 0);
     writer.word(8);
     writer.pointers(count, 24);
     for index in 0..count {
@@ -284,14 +283,11 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<(u64, Message<'_>)> {
     let size = reader.object(32)?;
     let message = match (interface, ordinal, flags, size) {
         (0, 0, 6, 8) => reader.ends(40, Message::Transferred),
-        (CLIENT, 0, 6, 40) => {
+        (CLIENT, 0, 6, 32) => {
             let ((version, device), granted) = (reader.pair(40)?, reader.word(48)?);
-            let (gate, _) = reader.pair(56)?;
-            let staging_pages = reader.word(64)?;
-            // A gate wasn't asked for.
-            let known = gate == u32::MAX && matches!(device, 0 | u32::MAX);
+            let staging_pages = reader.word(56)?;
             let welcome = Message::Welcome { version, granted, device: device == 0, staging_pages };
-            if known { reader.ends(72, welcome) } else { None }
+            if matches!(device, 0 | u32::MAX) { reader.ends(64, welcome) } else { None }
         }
         (CLIENT, 1, 6, 8) => reader.ends(40, Message::Staged),
         (CLIENT, 3, 6, 16) => match reader.pair(40)?.0 {
@@ -301,9 +297,9 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<(u64, Message<'_>)> {
         },
         (CLIENT, 4, 2, 8) => reader.ends(40, Message::Excluded),
         (CLIENT, 5, 2, 8) => reader.ends(40, Message::Retired),
-        (DAEMON, 0, 1, 32) => {
-            let (mover, _) = reader.pair(48)?;
-            let ranges = reader.elements(56, 64, 32, MAX_MOVES)?;
+        (DAEMON, 0, 1, 24) => {
+            let (mover, _) = reader.pair(40)?;
+            let ranges = reader.elements(48, 56, 32, MAX_MOVES)?;
             Some(Message::Move { mover, ranges })
         }
         (DAEMON, 1, 1, 24) => {

@@ -121,8 +121,7 @@ fn each_mover_has_its_own_destination() {
     let mut give = |mover, dest| {
         let range = MoveRange { src: PROGRAM, len: 0x1000, dest };
         let mut results = [MoveResult { moved: 0, stop: MoveStop::None }; MAX_MOVES];
-        let status = receiver.move_ranges(Epoch(0), mover, &[range], &mut results).unwrap();
-        assert_eq!(status, MoveStatus::Done);
+        receiver.move_ranges(mover, &[range], &mut results);
         [results[0]]
     };
     let refused = [MoveResult { moved: 0, stop: MoveStop::Refused }];

@@ -8,8 +8,8 @@ use crate::contract::{
     TransferUserfaultFd,
 };
 use crate::extension::{
-    Agent, AgentReply, Code, Drop, Epoch, Exclude, Hello, HelloReply, Hint, MAX_DROPS, MAX_MOVES, MAX_OURS,
-    Move, MoveRange, MoveReply, MoveResult, MoveStatus, Mover, Retire, Staging, Unshare,
+    Agent, AgentReply, Code, Drop, Exclude, Hello, HelloReply, Hint, MAX_DROPS, MAX_MOVES, MAX_OURS, Move,
+    MoveRange, MoveReply, MoveResult, Mover, Retire, Staging, Unshare,
 };
 
 /// Names a call so that its reply can be told. The caller's choice; never 0 in a call that is answered.
@@ -162,9 +162,7 @@ impl<H> WireMessage<H> for ToDaemon<H> {
                 encoder.code(at, 0, retire.why);
                 encoder
             }
-            Self::Moved(reply) => {
-                encode_moved(Encoder::reply(Method::MOVE, request), reply.status, &reply.results)
-            }
+            Self::Moved(reply) => encode_moved(Encoder::reply(Method::MOVE, request), &reply.results),
             Self::Dropped => empty_reply(Method::DROP, request),
             Self::Unshared => empty_reply(Method::UNSHARE, request),
         };
@@ -278,7 +276,6 @@ impl<H> WireMessage<H> for ToClient<H> {
                 encoder.u32(at, welcome_layout::VERSION, reply.version);
                 encoder.u64(at, welcome_layout::GRANTED, reply.granted);
                 encoder.handle(at, welcome_layout::UFFD_DEVICE, reply.uffd_device);
-                encoder.handle(at, welcome_layout::GATE, reply.gate);
                 encoder.u64(at, welcome_layout::STAGING_PAGES, reply.staging_pages);
                 encoder
             }
@@ -342,7 +339,6 @@ impl<H> WireMessage<H> for ToClient<H> {
                     version: d.u32(at, welcome_layout::VERSION),
                     granted: d.u64(at, welcome_layout::GRANTED),
                     uffd_device: d.handle(at, welcome_layout::UFFD_DEVICE)?,
-                    gate: d.handle(at, welcome_layout::GATE)?,
                     staging_pages: d.u64(at, welcome_layout::STAGING_PAGES),
                 };
                 (request, Self::Welcome(reply))
@@ -451,14 +447,13 @@ mod transfer_layout {
     pub(super) const SIZE: usize = 32;
 }
 
-/// `u32 · (the first handle falls into this gap) · u64 · u32 and a gap of 4 · u64`
+/// `u32 · (the handle falls into this gap) · u64 · u64`
 mod welcome_layout {
     pub(super) const VERSION: usize = 0;
     pub(super) const UFFD_DEVICE: usize = 4;
     pub(super) const GRANTED: usize = 8;
-    pub(super) const GATE: usize = 16;
-    pub(super) const STAGING_PAGES: usize = 24;
-    pub(super) const SIZE: usize = 32;
+    pub(super) const STAGING_PAGES: usize = 16;
+    pub(super) const SIZE: usize = 24;
 }
 
 /// `u32 · u32 · u32 and a gap of 4 · pointer · pointer`
@@ -471,13 +466,12 @@ mod agent_layout {
     pub(super) const SIZE: usize = 32;
 }
 
-/// `u64 · u32 and a gap of 4 · pointer`, and for each range `u64 · u64 · u64`
+/// `u32 and a gap of 4 · pointer`, and for each range `u64 · u64 · u64`
 fn encode_move<H>(request: RequestId, order: &Move) -> Encoder<H> {
     let mut encoder = Encoder::call(Method::MOVE, request);
-    let at = encoder.structure(24);
-    encoder.u64(at, 0, order.epoch.0);
-    encoder.code(at, 8, order.mover);
-    encoder.point(at, 16);
+    let at = encoder.structure(16);
+    encoder.code(at, 0, order.mover);
+    encoder.point(at, 8);
     let pointers = encoder.array(order.moves.len(), 8);
     for (index, range) in order.moves.iter().enumerate() {
         encoder.point(pointers, index * 8);
@@ -493,32 +487,27 @@ fn encode_move<H>(request: RequestId, order: &Move) -> Encoder<H> {
 pub(super) fn decode_moves<H>(
     d: &mut Decoder<'_, H>,
     mut take: impl FnMut(MoveRange),
-) -> Result<(Epoch, Mover, usize), ValidationError> {
-    let at = d.parameters(24)?;
-    let (epoch, mover) = (Epoch(d.u64(at, 0)), d.code(at, 8)?);
-    let (pointers, count) = d.pointers(at, 16, MAX_MOVES)?;
+) -> Result<(Mover, usize), ValidationError> {
+    let at = d.parameters(16)?;
+    let mover = d.code(at, 0)?;
+    let (pointers, count) = d.pointers(at, 8, MAX_MOVES)?;
     for index in 0..count {
         let at = d.pointee(pointers, index * 8, 24)?;
         take(MoveRange { src: d.u64(at, 0), len: d.u64(at, 8), dest: d.u64(at, 16) });
     }
-    Ok((epoch, mover, count))
+    Ok((mover, count))
 }
 
 fn decode_move<H>(d: &mut Decoder<'_, H>) -> Result<Move, ValidationError> {
     let mut moves = Vec::new();
-    let (epoch, mover, _) = decode_moves(d, |range| moves.push(range))?;
-    Ok(Move { epoch, mover, moves })
+    let (mover, _) = decode_moves(d, |range| moves.push(range))?;
+    Ok(Move { mover, moves })
 }
 
-/// `u32 and a gap of 4 · pointer`, and for each result `u64 · u32 and a gap of 4`
-pub(super) fn encode_moved<H, R: Room>(
-    mut encoder: Encoder<H, R>,
-    status: MoveStatus,
-    results: &[MoveResult],
-) -> Encoder<H, R> {
-    let at = encoder.structure(16);
-    encoder.code(at, 0, status);
-    encoder.point(at, 8);
+/// `pointer`, and for each result `u64 · u32 and a gap of 4`
+pub(super) fn encode_moved<H, R: Room>(mut encoder: Encoder<H, R>, results: &[MoveResult]) -> Encoder<H, R> {
+    let at = encoder.structure(8);
+    encoder.point(at, 0);
     let pointers = encoder.array(results.len(), 8);
     for (index, result) in results.iter().enumerate() {
         encoder.point(pointers, index * 8);
@@ -530,15 +519,14 @@ pub(super) fn encode_moved<H, R: Room>(
 }
 
 fn decode_moved<H>(d: &mut Decoder<'_, H>) -> Result<MoveReply, ValidationError> {
-    let at = d.parameters(16)?;
-    let status = d.code(at, 0)?;
-    let (pointers, count) = d.pointers(at, 8, MAX_MOVES)?;
+    let at = d.parameters(8)?;
+    let (pointers, count) = d.pointers(at, 0, MAX_MOVES)?;
     let mut results = Vec::with_capacity(count);
     for index in 0..count {
         let at = d.pointee(pointers, index * 8, 16)?;
         results.push(MoveResult { moved: d.u64(at, 0), stop: d.code(at, 8)? });
     }
-    Ok(MoveReply { status, results })
+    Ok(MoveReply { results })
 }
 
 fn empty_reply<H>(method: Method, request: RequestId) -> Encoder<H> {

@@ -6,12 +6,11 @@ use super::encode::{Encoder, Room};
 use super::message::{decode_moves, encode_moved};
 use super::{MAX_MESSAGE_BYTES, RequestId, ValidationError};
 use crate::contract::{Contract, Method};
-use crate::extension::{Epoch, MAX_MOVES, MoveRange, MoveResult, MoveStatus, Mover};
+use crate::extension::{MAX_MOVES, MoveRange, MoveResult, Mover};
 
 /// A `Move` as the agent reads it.
 pub(crate) struct MoveOrder {
     pub(crate) request: RequestId,
-    pub(crate) epoch: Epoch,
     pub(crate) mover: Mover,
     moves: [MoveRange; MAX_MOVES],
     count: usize,
@@ -32,13 +31,13 @@ impl MoveOrder {
         let request = header.expect(method, false)?;
         let mut moves = [MoveRange { src: 0, len: 0, dest: 0 }; MAX_MOVES];
         let mut rooms = moves.iter_mut();
-        let (epoch, mover, count) = decode_moves(&mut decoder, |range| {
+        let (mover, count) = decode_moves(&mut decoder, |range| {
             if let Some(room) = rooms.next() {
                 *room = range;
             }
         })?;
         decoder.finish()?;
-        Ok(Some(Self { request, epoch, mover, moves, count }))
+        Ok(Some(Self { request, mover, moves, count }))
     }
 
     /// What is to move.
@@ -54,15 +53,15 @@ pub(crate) struct MoveAnswer {
 }
 
 /// Header, struct, array header, and for each result a pointer and a struct.
-const MOST: usize = 32 + 24 + 8 + MAX_MOVES * (8 + 24);
+const MOST: usize = 32 + 16 + 8 + MAX_MOVES * (8 + 24);
 const _: () = assert!(MOST <= MAX_MESSAGE_BYTES, "every answer can be sent");
 
 impl MoveAnswer {
     /// Writes one.
-    pub(crate) fn new(request: RequestId, status: MoveStatus, results: &[MoveResult]) -> Self {
+    pub(crate) fn new(request: RequestId, results: &[MoveResult]) -> Self {
         let mut answer = Self { bytes: [0; MOST], len: 0 };
         let encoder = Encoder::<(), _>::reply_in(&mut answer, Method::MOVE, request);
-        encode_moved(encoder, status, results.get(..results.len().min(MAX_MOVES)).unwrap_or_default());
+        encode_moved(encoder, results.get(..results.len().min(MAX_MOVES)).unwrap_or_default());
         answer
     }
 
@@ -102,16 +101,16 @@ mod tests {
     fn it_is_read_and_answered_as_with_the_heap() {
         for count in [0, 1, 3, MAX_MOVES] {
             let moves: Vec<MoveRange> = (0..count as u64).map(range).collect();
-            let message = Move { epoch: Epoch(9), mover: Mover::UffdMove, moves: moves.clone() };
+            let message = Move { mover: Mover::UffdMove, moves: moves.clone() };
             let encoded = ToClient::<()>::Move(message).encode(REQUEST);
             let order = MoveOrder::read(&encoded.bytes, Contract::Extended).unwrap().unwrap();
-            assert_eq!((order.request, order.epoch, order.mover), (REQUEST, Epoch(9), Mover::UffdMove));
+            assert_eq!((order.request, order.mover), (REQUEST, Mover::UffdMove));
             assert_eq!(order.moves(), moves);
 
             let results: Vec<MoveResult> =
                 moves.iter().map(|range| MoveResult { moved: range.len, stop: MoveStop::Busy }).collect();
-            let answer = MoveAnswer::new(REQUEST, MoveStatus::Done, &results);
-            let reply = MoveReply { status: MoveStatus::Done, results };
+            let answer = MoveAnswer::new(REQUEST, &results);
+            let reply = MoveReply { results };
             assert_eq!(answer.bytes(), ToDaemon::<()>::Moved(reply.clone()).encode(REQUEST).bytes);
             let message = ToDaemon::<()>::decode(answer.bytes(), Vec::new(), Contract::Extended).unwrap();
             assert_eq!(message, Envelope { request: REQUEST, message: ToDaemon::Moved(reply) });
@@ -122,7 +121,7 @@ mod tests {
     fn another_message_is_left_and_a_wrong_one_refused() {
         let staged = ToClient::<()>::Staged.encode(REQUEST);
         assert!(MoveOrder::read(&staged.bytes, Contract::Extended).unwrap().is_none());
-        let order = Move { epoch: Epoch(0), mover: Mover::Remap, moves: vec![range(1)] };
+        let order = Move { mover: Mover::Remap, moves: vec![range(1)] };
         let mut encoded = ToClient::<()>::Move(order).encode(REQUEST);
         assert!(MoveOrder::read(&encoded.bytes, Contract::Strict).is_err());
         encoded.bytes.pop();

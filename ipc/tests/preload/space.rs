@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use userswap_ipc::ClientLink;
-use userswap_ipc::extension::{Epoch, MoveRange, MoveStop, Mover};
+use userswap_ipc::extension::{MoveRange, MoveStop, Mover};
 use userswap_uffd::{CopyMode, Event, Features, Message, Process, RegisterMode, Span, Stop, Uffd, page_size};
 
 use crate::daemon::Claims;
@@ -85,7 +85,7 @@ impl Space {
                 continue;
             }
             self.register_in(&mut books, Span::new(at, len).unwrap());
-            let reply = link.move_ranges(Epoch(0), Mover::UffdMove, &[range]).unwrap();
+            let reply = link.move_ranges(Mover::UffdMove, &[range]).unwrap();
             let result = reply.results[0];
             let mut bytes = vec![0; usize::try_from(result.moved).unwrap()];
             assert_eq!(process.read_memory(staging.start(), &mut bytes).unwrap(), bytes.len());

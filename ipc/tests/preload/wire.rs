@@ -2,8 +2,8 @@
 
 use userswap_ipc::contract::{Contract, MemoryRegion, TransferUserfaultFd};
 use userswap_ipc::extension::{
-    Agent, AgentKind, AgentReply, Drop, DropHow, Epoch, Exclude, Hello, HelloReply, Move, MoveRange,
-    MoveReply, MoveResult, MoveStatus, MoveStop, Mover, Retire, RetireReason, Staging, Unshare, VERSION,
+    Agent, AgentKind, AgentReply, Drop, DropHow, Exclude, Hello, HelloReply, Move, MoveRange, MoveReply,
+    MoveResult, MoveStop, Mover, Retire, RetireReason, Staging, Unshare, VERSION,
 };
 use userswap_ipc::wire::{RequestId, ToClient, ToDaemon, WireMessage};
 
@@ -67,7 +67,7 @@ pub(crate) fn sent() -> Option<String> {
         let results =
             (0..count).map(|index| MoveResult { moved: at(index).0, stop: at(index).1.1 }).collect();
         let bytes = object::moved(buffer, REQUEST, count, |index| (at(index).0, at(index).1.0));
-        same(bytes, ToDaemon::Moved(MoveReply { status: MoveStatus::Done, results }));
+        same(bytes, ToDaemon::Moved(MoveReply { results }));
     }
     // What doesn't fit isn't sent in part.
     assert_eq!(object::hello(&mut [0; 55], REQUEST, 0), None);
@@ -97,8 +97,7 @@ pub(crate) fn received() -> Option<String> {
     };
     let equals = |wanted: Message<'static>| move |message: Message<'_>| assert_eq!(message, wanted);
     for (device, staging_pages) in [(Some(3), 512), (None, 0)] {
-        let reply =
-            HelloReply { version: VERSION, granted: 0x2b, uffd_device: device, gate: None, staging_pages };
+        let reply = HelloReply { version: VERSION, granted: 0x2b, uffd_device: device, staging_pages };
         let device = device.is_some();
         let wanted = Message::Welcome { version: VERSION, granted: 0x2b, device, staging_pages };
         read(ToClient::Welcome(reply), &equals(wanted));
@@ -121,14 +120,12 @@ pub(crate) fn received() -> Option<String> {
             }
         };
         if areas.len() <= object::MAX_MOVES {
-            read(ToClient::Move(Move { epoch: Epoch(9), mover: Mover::UffdMove, moves }), &|message| {
-                match message {
-                    Message::Move { mover: 1, ranges } => {
-                        check(ranges);
-                        assert!((0..ranges.count).all(|index| ranges.field(index, 2) == 7));
-                    }
-                    other => panic!("{other:?}"),
+            read(ToClient::Move(Move { mover: Mover::UffdMove, moves }), &|message| match message {
+                Message::Move { mover: 1, ranges } => {
+                    check(ranges);
+                    assert!((0..ranges.count).all(|index| ranges.field(index, 2) == 7));
                 }
+                other => panic!("{other:?}"),
             });
         }
         let drop = Drop { areas: areas.clone(), how: DropHow::DontNeed };

@@ -5,7 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use userswap_ipc::Punished;
 use userswap_ipc::contract::Contract;
 use userswap_ipc::daemon::CONTRACT_FEATURES;
-use userswap_ipc::extension::{DropHow, Epoch, HintKind, MoveRange, MoveResult, MoveStatus, MoveStop, Mover};
+use userswap_ipc::extension::{DropHow, HintKind, MoveRange, MoveResult, MoveStop, Mover};
 use userswap_ipc::{LinkError, SlotStack};
 use userswap_uffd::{Event, Span, page_bytes};
 
@@ -19,8 +19,6 @@ pub(crate) const CASES: &[Case] = &[
     ("a_client_that_made_the_handshake_itself", a_client_that_made_the_handshake_itself),
     ("extended_client_moves_by_mremap", extended_client_moves_by_mremap),
     ("extended_client_moves_by_uffdio_move", extended_client_moves_by_uffdio_move),
-    ("an_order_of_an_old_epoch_is_not_carried_out", an_order_of_an_old_epoch_is_not_carried_out),
-    ("an_order_waits_for_the_gate", an_order_waits_for_the_gate),
     ("bad_ranges_of_an_order_are_refused_one_by_one", bad_ranges_of_an_order_are_refused_one_by_one),
     ("a_failed_one_way_move_ends_the_client", a_failed_one_way_move_ends_the_client),
     ("a_failed_map_area_ends_the_client", a_failed_map_area_ends_the_client),
@@ -102,8 +100,7 @@ fn extended_client_moves_by_mremap() -> Outcome {
         })
         .collect();
     regions.iter().for_each(|region| taken.register(*region));
-    let reply = taken.link.move_ranges(Epoch(0), Mover::Remap, &moves).unwrap();
-    assert_eq!(reply.status, MoveStatus::Done);
+    let reply = taken.link.move_ranges(Mover::Remap, &moves).unwrap();
     let whole = MoveResult { moved: 16 * page_bytes(), stop: MoveStop::None };
     assert_eq!(reply.results, [whole, whole]);
     for (range, region) in moves.iter().zip(regions) {
@@ -129,51 +126,16 @@ fn extended_client_moves_by_uffdio_move() -> Outcome {
     taken.register(staging);
     taken.register(region);
     let range = MoveRange { src: region.start(), len: region.len(), dest: staging.start() };
-    let reply = taken.link.move_ranges(Epoch(0), Mover::UffdMove, &[range]).unwrap();
+    let reply = taken.link.move_ranges(Mover::UffdMove, &[range]).unwrap();
     assert_eq!(reply.results, [MoveResult { moved: region.len(), stop: MoveStop::None }]);
     taken.save(staging.start(), region);
     // The source is empty now: a hole is said to be one.
     let again = MoveRange { dest: staging.start() + region.len(), ..range };
-    let reply = taken.link.move_ranges(Epoch(0), Mover::UffdMove, &[again]).unwrap();
+    let reply = taken.link.move_ranges(Mover::UffdMove, &[again]).unwrap();
     assert_eq!(reply.results, [MoveResult { moved: 0, stop: MoveStop::Hole }]);
     let used = Span::new(staging.start(), region.len()).unwrap();
     taken.link.drop_areas(&[used], DropHow::DontNeed).unwrap();
     assert!(matches!(taken.event(), Event::Remove(span) if span == used));
-    taken.assert_intact();
-    Ok(())
-}
-
-fn an_order_of_an_old_epoch_is_not_carried_out() -> Outcome {
-    let mut taken = Taken::new(Contract::Extended, None)?;
-    let gate = taken.gate.as_ref().unwrap();
-    let epoch = gate.lock_exclusive(crate::daemon::LONG).unwrap().bump_epoch();
-    let region = region(&taken, 1);
-    taken.register(region);
-    let range = MoveRange { src: region.start(), len: region.len(), dest: taken.swap_area.start() };
-    let reply = taken.link.move_ranges(Epoch(0), Mover::Remap, &[range]).unwrap();
-    assert_eq!((reply.status, reply.results.len()), (MoveStatus::EpochChanged, 0));
-    taken.assert_intact();
-    let reply = taken.link.move_ranges(epoch, Mover::Remap, &[range]).unwrap();
-    assert_eq!(reply.status, MoveStatus::Done);
-    is_remap(taken.event(), region, range.dest);
-    taken.save(range.dest, region);
-    taken.assert_intact();
-    Ok(())
-}
-
-fn an_order_waits_for_the_gate() -> Outcome {
-    let mut taken = Taken::new(Contract::Extended, None)?;
-    let region = region(&taken, 1);
-    let range = MoveRange { src: region.start(), len: region.len(), dest: taken.swap_area.start() };
-    let held = taken.gate.as_ref().unwrap().lock_exclusive(crate::daemon::LONG).unwrap();
-    let reply = taken.link.move_ranges(Epoch(0), Mover::Remap, &[range]).unwrap();
-    assert_eq!((reply.status, reply.results.len()), (MoveStatus::GateBusy, 0));
-    drop(held);
-    // Taken away for good: the client gives up the connection instead of going on without.
-    taken.gate.as_ref().unwrap().revoke();
-    let answer = taken.link.move_ranges(Epoch(0), Mover::Remap, &[range]);
-    assert!(matches!(answer, Err(LinkError::Closed)), "{answer:?}");
-    assert!(taken.gate.as_ref().unwrap().lock_exclusive(crate::daemon::LONG).is_ok());
     taken.assert_intact();
     Ok(())
 }
@@ -196,13 +158,13 @@ fn bad_ranges_of_an_order_are_refused_one_by_one() -> Outcome {
         range(good.start(), good.len(), slot),
     ];
     // What would be a lie of the client's about lengths that can't be is asked for one at a time.
-    let reply = taken.link.move_ranges(Epoch(0), Mover::Remap, &moves[2..]).unwrap();
+    let reply = taken.link.move_ranges(Mover::Remap, &moves[2..]).unwrap();
     let (last, refused) = reply.results.split_last().unwrap();
     assert!(refused.iter().all(|r| *r == MoveResult { moved: 0, stop: MoveStop::Refused }), "{refused:?}");
     assert_eq!(*last, MoveResult { moved: good.len(), stop: MoveStop::None });
     is_remap(taken.event(), good, slot);
     taken.save(slot, good);
-    let reply = taken.link.move_ranges(Epoch(0), Mover::Remap, &moves[..1]).unwrap();
+    let reply = taken.link.move_ranges(Mover::Remap, &moves[..1]).unwrap();
     assert_eq!(reply.results, [MoveResult { moved: 0, stop: MoveStop::Refused }]);
     taken.assert_intact();
     Ok(())
@@ -256,8 +218,8 @@ fn an_unexpected_unmap_disconnects_an_extended_client() -> Outcome {
 
 fn strict_knows_no_orders() -> Outcome {
     let taken = Taken::new(Contract::Strict, None)?;
-    assert!(taken.gate.is_none() && taken.staging.is_none() && taken.link.abilities().is_empty());
-    let order = taken.link.move_ranges(Epoch(0), Mover::Remap, &[]);
+    assert!(taken.staging.is_none() && taken.link.abilities().is_empty());
+    let order = taken.link.move_ranges(Mover::Remap, &[]);
     assert!(matches!(order, Err(LinkError::NotAgreed { .. })));
     assert!(matches!(taken.link.drop_areas(&[], DropHow::MapArea), Err(LinkError::NotAgreed { .. })));
     Ok(())
@@ -299,7 +261,7 @@ fn a_client_without_privilege() -> Outcome {
     let region = region(&taken, 7);
     taken.register(region);
     let range = MoveRange { src: region.start(), len: region.len(), dest: taken.swap_area.start() };
-    let reply = taken.link.move_ranges(Epoch(0), Mover::Remap, &[range]).unwrap();
+    let reply = taken.link.move_ranges(Mover::Remap, &[range]).unwrap();
     assert_eq!(reply.results, [MoveResult { moved: region.len(), stop: MoveStop::None }]);
     is_remap(taken.event(), region, range.dest);
     taken.save(range.dest, region);

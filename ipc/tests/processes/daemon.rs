@@ -15,8 +15,8 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use userswap_ipc::setup::SetupError;
 use userswap_ipc::{
-    Abilities, Adopted, ClientLink, Contract, DaemonGate, LinkError, Listener, Offer, Peer, Received, Terms,
-    Wait, adopt, handshake,
+    Abilities, Adopted, ClientLink, Contract, LinkError, Listener, Offer, Peer, Received, Terms, Wait, adopt,
+    handshake,
 };
 use userswap_uffd::{
     CopyMode, Event, Features, Message, RegisterMode, Span, Stop, Uffd, open_device, page_bytes, page_size,
@@ -89,7 +89,6 @@ pub(crate) struct Taken {
     pub(crate) link: ClientLink,
     pub(crate) swap_area: Span,
     pub(crate) staging: Option<Span>,
-    pub(crate) gate: Option<DaemonGate>,
     pub(crate) peer: Peer,
     pub(crate) uffd: Arc<Uffd>,
     pub(crate) memory: Span,
@@ -131,7 +130,7 @@ impl Taken {
         let said = process.hear();
         let start = said.strip_prefix("ready ").unwrap_or_else(|| panic!("{said}")).parse().unwrap();
         let memory = Span::from_pages(start, PAGES as u64).unwrap();
-        let Adopted { link, uffd: raw, swap_area, staging, gate, peer, .. } = adopted;
+        let Adopted { link, uffd: raw, swap_area, staging, peer, .. } = adopted;
         let wanted = Features::EVENT_REMAP | Features::EVENT_UNMAP | Features::EVENT_REMOVE | Features::MOVE;
         let uffd = Arc::new(handshake(raw, wanted).unwrap());
         let saved = Arc::new(Mutex::new(HashMap::new()));
@@ -142,7 +141,7 @@ impl Taken {
             std::thread::spawn(move || serve(&uffd, &saved, &stop, &send))
         };
         let (process, server) = (Some(process), Some(server));
-        Ok(Self { process, link, swap_area, staging, gate, peer, uffd, memory, events, saved, stop, server })
+        Ok(Self { process, link, swap_area, staging, peer, uffd, memory, events, saved, stop, server })
     }
 
     pub(crate) fn register(&self, span: Span) {
