@@ -282,13 +282,13 @@ impl Engine {
         Ok(brought)
     }
 
-    /// Lets go of address spaces whose process is gone, where nothing else tells: forked children that never called. Returns
-    /// how many. To be called every second or so.
+    /// Lets go of address spaces that are gone, where nothing else tells: those of forked children that never called, and of programs whose process
+    /// goes on as another program. Returns how many. To be called every second or so.
     pub fn sweep(&self) -> usize {
         let gone: Vec<SpaceId> = self
             .spaces()
             .into_iter()
-            .filter(|(_, space)| space.memory().exit().is_none() && space.memory().is_gone())
+            .filter(|(_, space)| space.memory().is_gone())
             .map(|(id, _)| id)
             .collect();
         for id in &gone {

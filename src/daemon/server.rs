@@ -13,7 +13,7 @@ use super::total::Total;
 use super::upkeep::Upkeep;
 use crossbeam::channel::{Receiver, Sender};
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -200,7 +200,9 @@ impl Server {
 
     /// The processes of all clients that have said who they are.
     pub fn pids(&self) -> Vec<u32> {
-        self.inner.entries().iter().map(|entry| entry.pid).collect()
+        // A process that has just become another program may be there twice, but has its memory once.
+        let pids: BTreeSet<u32> = self.inner.entries().iter().map(|entry| entry.pid).collect();
+        pids.into_iter().collect()
     }
 
     /// Every client now.
@@ -383,6 +385,8 @@ impl Inner {
 
     fn take_on(self: &Arc<Self>, newcomer: Newcomer) -> Result<u32, ServerError> {
         let Newcomer { link, peer, memory, sentinel, program } = newcomer;
+        // The program that this process was before, among others.
+        self.engine().sweep();
         // Held over the adoption, so that whoever is told of the exit finds the entry.
         let mut clients = self.clients.lock();
         let (id, space) = self

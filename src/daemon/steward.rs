@@ -276,7 +276,8 @@ impl Work {
         }
     }
 
-    /// The connection is over. The address space may be as well (an exec leaves only the process), or be served on without orders.
+    /// The connection is over. The address space may be as well, now or in a moment (an exec ends the agent first, and leaves only the process; then a
+    /// [sweep](userswap_engine::Engine::sweep) finds out), or be served on without orders.
     fn unlink(&mut self, error: &LinkError) {
         self.linked = false;
         tracing::debug!(pid = self.client.pid, %error, "no more orders for a client");

@@ -76,6 +76,29 @@ fn a_limit_is_held_and_nothing_is_lost() {
     place.assert_clean();
 }
 
+/// Wrappers that execute what they wrap were counted again and again, each with all of the memory of the last: their agent ends before their memory
+/// does, and only at its end the daemon looked whether they were gone.
+#[test]
+fn a_process_that_becomes_another_program_is_one_client() {
+    let test = "a_process_that_becomes_another_program_is_one_client";
+    let Some((place, filler)) = with_filler(test) else { return };
+    let script = format!("i=$((${{i:-0}} + 1))\nexport i\n[ $i = 20 ] || exec sh $0\nexec {filler} 16\n");
+    std::fs::write(place.path("wrapper"), script).unwrap();
+    let wrapper = place.at("wrapper");
+    let arguments = ["run", "-q", "--limit", "64M", "--control", &place.at("c"), "--", "sh", &wrapper];
+    let mut run = Talk::start(&mut place.userswap(&arguments));
+    run.expect("ready");
+    let clients = || {
+        let output = place.output(&["ctl", "--control", &place.at("c"), "--json", "clients"]);
+        let clients: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        clients.as_array().unwrap().len()
+    };
+    until("there is one client", || (clients() == 1).then_some(()));
+    run.ask("check");
+    assert!(run.end().success());
+    place.assert_clean();
+}
+
 #[test]
 fn what_goes_on_after_the_command_has_its_memory_back() {
     let Some((place, filler)) = with_filler("what_goes_on_after_the_command_has_its_memory_back") else {
