@@ -3,7 +3,6 @@
 use crate::memory::MemoryError;
 use crate::watched::refused;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::Duration;
 use userswap_uffd::own::{madvise, mincore};
 use userswap_uffd::{
     Advice, CopyMode, Error, Features, Mapping, MoveMode, OpenMode, Outcome, Protection, RegisterMode, Span,
@@ -16,8 +15,6 @@ pub(super) struct InlineMemory {
     region: Mapping,
     slots: Mapping,
     slot_pages: u32,
-    /// Where fresh frames come from, a huge page at a time; not registered.
-    fresh: Mapping,
     /// Wiped in a forked child, which has none of this.
     here: Mapping,
 }
@@ -40,24 +37,19 @@ impl InlineMemory {
         let region = Mapping::new(bytes, Protection::READ_WRITE)?;
         let slot = u64::from(slot_pages) * page_bytes();
         let slots = Mapping::new((slot_bytes / slot).max(2) * slot, Protection::READ_WRITE)?;
-        let fresh = Mapping::new((FRESH_AREAS as u64 + 1) * HUGE, Protection::READ_WRITE)?;
         let here = Mapping::new(page_bytes(), Protection::READ_WRITE)?;
         for (span, advice) in [
             (region.span(), Advice::DontFork),
             (slots.span(), Advice::DontFork),
             (slots.span(), Advice::NoHugePage),
-            (fresh.span(), Advice::DontFork),
             (here.span(), Advice::WipeOnFork),
         ] {
             // SAFETY: needed because a child won't have the ranges; they are new, and the documentation of regions says so.
             unsafe { madvise(span, advice)? };
         }
-        // Without huge pages fresh frames are found to cost too much, and are done without.
-        // SAFETY: needed because madvise can destroy memory; this advice changes no byte.
-        let _ = unsafe { madvise(fresh.span(), Advice::HugePage) };
         // SAFETY: needed because missing pages are ours to fill. Slots are known to nobody else; of them only pages are touched that are there.
         unsafe { uffd.register(slots.span(), RegisterMode::MISSING) }?;
-        let memory = Self { uffd, region, slots, slot_pages, fresh, here };
+        let memory = Self { uffd, region, slots, slot_pages, here };
         memory.mark().store(1, Ordering::Relaxed);
         Ok(memory)
     }
@@ -165,22 +157,6 @@ impl InlineMemory {
         fill(unsafe { std::slice::from_raw_parts_mut(self.slot_pointer(frames.slot, frames.next), len) })
     }
 
-    /// Has an area of fresh frames filled anew, if that can be had for less than copying costs.
-    pub(super) fn refill(&self, frames: &mut Frames) -> bool {
-        let Ok(span) = Span::new(self.slot_addr(frames.slot, 0), HUGE) else { return false };
-        let began = worked();
-        // What is left of the last huge page goes, and with it the page table that stands in the way of the next.
-        // SAFETY: needed because it destroys what is there; the area is the caller's alone.
-        let filled = unsafe { madvise(span, Advice::DontNeed) }
-            // SAFETY: as above.
-            .and_then(|()| unsafe { madvise(span, Advice::PopulateWrite) });
-        if filled.is_err() {
-            return false;
-        }
-        (frames.next, frames.end) = (0, pages_of_huge());
-        worked().saturating_sub(began) < WORTH
-    }
-
     /// Drops what is in a slot.
     pub(super) fn empty_slot(&self, slot: u32) -> Result<(), MemoryError> {
         let span = Span::from_pages(self.slot_addr(slot, 0), u64::from(self.slot_pages)).map_err(nowhere)?;
@@ -195,53 +171,25 @@ impl InlineMemory {
     }
 
     fn within(&self, slot: u32, offset: u32, pages: u32) -> usize {
-        let fits = match slot.checked_sub(FRESH) {
-            Some(area) => area < FRESH_AREAS && offset + pages <= pages_of_huge(),
-            None => slot < self.slots() && offset + pages <= self.slot_pages,
-        };
-        assert!(fits, "pages beyond a slot");
+        assert!(slot < self.slots() && offset + pages <= self.slot_pages, "pages beyond a slot");
         pages as usize * page_size()
     }
 
     fn slot_addr(&self, slot: u32, offset: u32) -> u64 {
-        let start = match slot.checked_sub(FRESH) {
-            Some(area) => self.fresh.span().start().next_multiple_of(HUGE) + u64::from(area) * HUGE,
-            None => self.slots.span().start() + u64::from(slot) * u64::from(self.slot_pages) * page_bytes(),
-        };
-        start + u64::from(offset) * page_bytes()
+        let pages = u64::from(slot) * u64::from(self.slot_pages) + u64::from(offset);
+        self.slots.span().start() + pages * page_bytes()
     }
 
     fn slot_pointer(&self, slot: u32, offset: u32) -> *mut u8 {
-        let base = if slot >= FRESH { &self.fresh } else { &self.slots };
-        let within = self.slot_addr(slot, offset) - base.span().start();
+        let within = self.slot_addr(slot, offset) - self.slots.span().start();
         // SAFETY: needed to get from the first byte to another; `within` has checked that it is in the mapping.
-        unsafe { base.as_ptr().as_ptr().add(usize::try_from(within).unwrap_or(0)) }
+        unsafe { self.slots.as_ptr().as_ptr().add(usize::try_from(within).unwrap_or(0)) }
     }
-}
-
-/// Areas of fresh frames are named like slots, from here on.
-pub(super) const FRESH: u32 = 1 << 31;
-/// So many threads can have an area of fresh frames at once.
-pub(super) const FRESH_AREAS: u32 = 4;
-/// A huge page.
-const HUGE: u64 = 2 << 20;
-/// Filling an area must not take longer of a CPU, or copying would have been cheaper: three quarters of what copying 512 pages takes.
-const WORTH: Duration = Duration::from_micros(450);
-
-/// How long this thread has had a CPU.
-fn worked() -> Duration {
-    let worked = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::try_from(worked).unwrap_or_default()
-}
-
-fn pages_of_huge() -> u32 {
-    u32::try_from(HUGE / page_bytes()).unwrap_or(1)
 }
 
 const MODE: MoveMode = MoveMode { dont_wake: true, allow_src_holes: false };
 
-/// Frames of a slot that nobody stands in any more, or of a huge page: pages on their way into the region are written there and moved. Whoever has it has the
-/// slot to itself.
+/// Frames of a slot that nobody stands in any more: pages on their way into the region are written there and moved. Whoever has it has the slot to itself.
 pub(super) struct Frames {
     pub(super) slot: u32,
     /// The first that is there still.

@@ -174,14 +174,9 @@ impl Inline {
         let count = kit.flight.len();
         let mut frames = None;
         if count >= MOVE_FROM && kit.flight.slot().is_none() {
-            frames = state.take_frames();
+            frames = state.take_stock();
         }
         drop(state);
-        let mut dear = false;
-        if let Some(empty) = frames.as_mut().filter(|frames| frames.next == frames.end) {
-            // They are used all the same, now that they are there.
-            dear = !self.memory.refill(empty);
-        }
         let Kit { flight, bytes, lost } = kit;
         let whole = &mut bytes[..count as usize * page_size()];
         let loaded = match &mut frames {
@@ -194,9 +189,6 @@ impl Inline {
             None => self.fetch(flight, 0, whole, means),
         };
         let mut state = self.state.lock(blocked);
-        if dear {
-            state.note_dear();
-        }
         if !loaded {
             let page = flight.page(flight.demand());
             let seen = self.changed.now();

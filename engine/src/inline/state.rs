@@ -1,6 +1,6 @@
 //! What is known of an inline region and changes: everything that is under its lock.
 
-use super::memory::{FRESH, FRESH_AREAS, Frames};
+use super::memory::Frames;
 use crate::core::{Lost, PageIndex, Shard, SlotPage};
 use userswap_store::Handle;
 
@@ -16,10 +16,6 @@ pub(crate) struct State {
     pub(super) stock: Vec<Frames>,
     /// Frames in the stock.
     pub(super) stocked: u32,
-    /// Areas of fresh frames that nobody uses.
-    pub(super) fresh: Vec<Frames>,
-    /// Runs that are copied before fresh frames are tried again: the last ones were too dear.
-    pub(super) dear: u32,
     /// Slots that nobody stands in any more, to be emptied.
     pub(super) drained: Vec<u32>,
     /// Objects of pages that came back, for the helper to free.
@@ -66,8 +62,6 @@ impl State {
             free: (0..slots).rev().collect(),
             stock: Vec::with_capacity(slots as usize),
             stocked: 0,
-            fresh: (0..FRESH_AREAS).map(|area| Frames { slot: FRESH + area, next: 0, end: 0 }).collect(),
-            dear: 0,
             drained: Vec::with_capacity(slots as usize),
             freed: Vec::with_capacity(FREED),
             wanted: Vec::with_capacity(WANTED),
@@ -118,28 +112,10 @@ impl State {
         Some(frames)
     }
 
-    /// Frames for pages that come in: those that others left behind, or fresh ones, which may have to be filled first.
-    pub(super) fn take_frames(&mut self) -> Option<Frames> {
-        self.take_stock().or_else(|| {
-            if self.dear > 0 {
-                self.dear -= 1;
-                return None;
-            }
-            self.fresh.pop()
-        })
-    }
-
-    /// Fresh frames turned out dearer than copying.
-    pub(super) fn note_dear(&mut self) {
-        self.dear = RUNS_COPIED;
-    }
-
     /// Gives back what is left of frames. `whole`: from the first to the last they are there.
     pub(super) fn give_frames(&mut self, frames: Frames, whole: bool) {
         let left = frames.end - frames.next;
-        if frames.slot >= FRESH {
-            self.fresh.push(frames);
-        } else if !whole {
+        if !whole {
             self.drained.push(frames.slot);
         } else if left == 0 {
             self.free.push(frames.slot);
@@ -149,6 +125,3 @@ impl State {
         }
     }
 }
-
-/// So many runs are copied before fresh frames are tried again.
-const RUNS_COPIED: u32 = 64;
