@@ -15,6 +15,7 @@ use crate::receiver::{Abort, Areas, Kill, Receiver};
 use crate::superpages::{Offered, Superpages, own_stack};
 use crate::sys::{OwnMemory, keep_out_of_dumps};
 use crate::transport::{Connection, Received, TransportError, Wait};
+use crate::vigil::{Over, Vigil};
 use crate::wire::{MAX_MESSAGE_BYTES, RequestId, ToClient, ToDaemon};
 
 /// Why a program couldn't become a client.
@@ -105,6 +106,7 @@ pub struct Builder {
     superpages: Option<Box<dyn Superpages>>,
     kill: Box<dyn Kill>,
     timeout: Duration,
+    patience: Option<Duration>,
     random: Option<Box<dyn FnMut() -> u64>>,
 }
 
@@ -148,6 +150,12 @@ impl Builder {
     /// How long to wait for each of the daemon's answers while connecting; 10 s unless said otherwise.
     pub fn timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
+    }
+
+    /// How long threads of this process may wait for memory that nobody can bring back: the process that listens has ended without. Then this process is
+    /// ended, with a line on standard error. `None`: they wait for ever. A minute unless said otherwise; no effect before Linux 6.5.
+    pub fn patience(self, patience: Option<Duration>) -> Self {
+        Self { patience, ..self }
     }
 
     /// Where the random bits of the swap area's address come from; the kernel unless said otherwise.
@@ -207,8 +215,11 @@ impl Builder {
             let areas = Areas { swap: area, staging, stack: own_stack() };
             Receiver::new(OwnMemory::new(own), areas, superpages)
         };
+        let over = Over::new().map_err(ClientError::Agent)?;
+        let vigil =
+            self.patience.and_then(|patience| Vigil::new(&connection, &kept.uffd, patience, &over).ok());
         let connection = Arc::new(connection);
-        let agent = Agent::start(Arc::clone(&connection), self.contract, make, self.kill);
+        let agent = Agent::start(Arc::clone(&connection), self.contract, make, self.kill, (over, vigil));
         match agent {
             Ok(agent) => Ok(Client {
                 connection,
@@ -258,7 +269,7 @@ impl Builder {
 /// A program that takes part in swapping, as long as this lives and, unless [`Client::disconnect`] is called, until it ends.
 ///
 /// Dropping it changes nothing: the agent serves on, and memory that is moved out stays with the daemon. If the daemon dies,
-/// whoever touches such memory waits; nobody ever reads zeros.
+/// whoever touches such memory waits; nobody ever reads zeros. [`Builder::patience`] ends that.
 #[derive(Debug)]
 pub struct Client {
     connection: Arc<Connection>,
@@ -289,6 +300,7 @@ impl Client {
             superpages: None,
             kill: Box::new(Abort),
             timeout: Duration::from_secs(10),
+            patience: Some(Duration::from_secs(60)),
             random: None,
         }
     }

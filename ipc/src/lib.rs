@@ -37,6 +37,7 @@ pub mod slots;
 pub mod superpages;
 mod sys;
 pub mod transport;
+mod vigil;
 pub mod wire;
 
 pub use client::{Client, ClientError};

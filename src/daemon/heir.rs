@@ -3,10 +3,13 @@
 
 use super::notes::{self, Note};
 use super::reach::{ClientReach, Told};
-use super::server::ServerError;
+use super::server::{ServerError, end_at_once};
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use std::collections::HashSet;
+use std::error::Error;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,8 +22,9 @@ use userswap_uffd::{Pagemap, Process, RawUffd, Uffd};
 pub struct Heritage {
     roster: Arc<Roster>,
     epoch: u64,
-    ledgers: Vec<Arc<Ledger>>,
-    arena: Option<OwnedFd>,
+    /// Closed by whoever takes them up, and else by nobody: a worker that gets no further leaves them to the next.
+    ledgers: ManuallyDrop<Vec<Arc<Ledger>>>,
+    arena: ManuallyDrop<Option<OwnedFd>>,
 }
 
 impl Heritage {
@@ -38,7 +42,7 @@ impl Heritage {
         let mut kept: HashSet<RawFd> = keep.iter().copied().collect();
         // SAFETY: listed descriptors are the dead worker's, and taken once: the list has each once.
         let take = |number| unsafe { take_over(number) };
-        let mut ledgers = Vec::new();
+        let mut ledgers = ManuallyDrop::new(Vec::new());
         for number in roster.ledgers() {
             let Some(memory) = take(number) else {
                 tracing::error!("a ledger is listed that isn't open: whose it is is lost");
@@ -48,6 +52,7 @@ impl Heritage {
             kept.insert(number);
             let ledger = match Ledger::adopt(memory, &roster) {
                 Ok(ledger) => ledger,
+                Err(error) if is_want(&error) => return Err(error),
                 Err(error) => {
                     tracing::error!(%error, "a ledger makes no sense: whose it is is lost");
                     roster.strike(number);
@@ -61,7 +66,7 @@ impl Heritage {
             }
             ledgers.push(ledger);
         }
-        let arena = roster.arena().and_then(take);
+        let arena = ManuallyDrop::new(roster.arena().and_then(take));
         kept.extend(arena.as_ref().map(AsRawFd::as_raw_fd));
         // SAFETY: this process owns those in `keep`, and what was just taken over.
         unsafe { close_all_but(&kept.into_iter().collect::<Vec<_>>()) }.map_err(io::Error::other)?;
@@ -91,8 +96,14 @@ impl Heritage {
     /// Everybody that can be served on. Who can't is ended: what is out of its memory will never be there again.
     pub(super) fn clients(self) -> Vec<Waiting> {
         let mut waiting = Vec::with_capacity(self.ledgers.len());
-        for ledger in self.ledgers {
+        for ledger in ManuallyDrop::into_inner(self.ledgers) {
             let note = notes::read(&ledger);
+            let reach = note.as_ref().map(Reach::of);
+            if let Some(Err(error)) = &reach
+                && is_want(error)
+            {
+                end_at_once(error);
+            }
             // SAFETY: the ledger says that it was the dead worker's, and is asked once.
             let taken =
                 ledger.uffd().and_then(|(uffd, features)| Some((unsafe { take_over(uffd) }?, features)));
@@ -112,7 +123,7 @@ impl Heritage {
                 std::mem::forget((uffd, ledger));
                 continue;
             }
-            match resume(uffd, note, Arc::clone(&ledger), self.epoch) {
+            match resume(uffd, note.zip(reach), Arc::clone(&ledger), self.epoch) {
                 Ok(client) => waiting.push(client),
                 Err(error) => {
                     tracing::debug!(%error, "a client has gone meanwhile");
@@ -145,8 +156,44 @@ impl Waiting {
     }
 }
 
-fn resume(uffd: Uffd, note: Option<Note>, ledger: Arc<Ledger>, epoch: u64) -> Result<Waiting, ServerError> {
-    let Some(note) = note else {
+/// What a client is reached by beside what is open already.
+struct Reach {
+    process: Process,
+    pagemap: Pagemap,
+}
+
+impl Reach {
+    fn of(note: &Note) -> Result<Self, ServerError> {
+        let source = io::Error::other("the pidfd isn't open that a client's notes name");
+        let failed = |source| ServerError::Start { doing: "taking a client up", source };
+        // SAFETY: the notes say that it was the dead worker's. Not dropped here, so that it may be taken for good.
+        let Some(pidfd) = (unsafe { take_over(note.pidfd) }).map(ManuallyDrop::new) else {
+            return Err(failed(source));
+        };
+        let process = Process::from_pidfd(pidfd.try_clone().map_err(failed)?)?;
+        let pagemap =
+            Pagemap::open(note.pid).map_err(|source| ServerError::NoPagemap { pid: note.pid, source })?;
+        Ok(Self { process, pagemap })
+    }
+}
+
+/// Whether something failed for want of descriptors or memory. That says nothing of a client: the next worker may have more luck.
+fn is_want(error: &(dyn Error + 'static)) -> bool {
+    let want = |number| {
+        [Errno::MFILE, Errno::NFILE, Errno::NOMEM].iter().any(|errno| Some(errno.raw_os_error()) == number)
+    };
+    let io = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+    let number = io.or_else(|| error.downcast_ref::<userswap_uffd::Error>()?.errno());
+    want(number) || error.source().is_some_and(is_want)
+}
+
+fn resume(
+    uffd: Uffd,
+    told: Option<(Note, Result<Reach, ServerError>)>,
+    ledger: Arc<Ledger>,
+    epoch: u64,
+) -> Result<Waiting, ServerError> {
+    let Some((note, reach)) = told else {
         let memory = Arc::new(Watched::kept(uffd, ClientReach::default(), ledger));
         return Ok(Waiting { memory, told: None });
     };
@@ -156,11 +203,7 @@ fn resume(uffd: Uffd, note: Option<Note>, ledger: Arc<Ledger>, epoch: u64) -> Re
         let source = io::Error::other("a descriptor isn't open that a client's notes name");
         return Err(ServerError::Start { doing: "taking a client up", source });
     };
-    let again =
-        pidfd.try_clone().map_err(|source| ServerError::Start { doing: "duplicating a pidfd", source })?;
-    let process = Process::from_pidfd(again)?;
-    let pagemap =
-        Pagemap::open(note.pid).map_err(|source| ServerError::NoPagemap { pid: note.pid, source })?;
+    let Reach { process, pagemap } = reach?;
     let terms = Resumed {
         contract: note.contract,
         abilities: note.abilities,

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::time::Duration;
+use userswap_preload::socket_value_with;
 
 /// A running command.
 #[derive(Debug)]
@@ -63,6 +64,8 @@ pub struct Beside<'a> {
     pub object: &'a Path,
     /// Where the daemon is, as the object wants it told.
     pub address: &'a OsStr,
+    /// How long the command may wait for its memory once the daemon has ended without bringing it back, before it is ended; nothing: for ever.
+    pub patience: Duration,
     /// To a control group that the command shall be in.
     pub door: Option<OwnedFd>,
 }
@@ -83,7 +86,7 @@ impl Command {
             command.arg0(name).args(arguments);
         }
         command.env("LD_PRELOAD", preload_list(beside.object, std::env::var_os("LD_PRELOAD").as_deref()));
-        command.env("USERSWAP_SOCKET", socket_variable(beside.address));
+        command.env("USERSWAP_SOCKET", socket_value_with(beside.address, beside.patience));
         if let Some(door) = beside.door {
             enter(&mut command, door);
         }
@@ -166,20 +169,6 @@ fn preload_list(object: &Path, others: Option<&OsStr>) -> OsString {
     list
 }
 
-/// The address, and before it how many seccomp filters this process is under: a process under more was restricted by
-/// somebody in between, and the object keeps out of it.
-fn socket_variable(address: &OsStr) -> OsString {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mut value = OsString::from(format!("{}:", filters(&status)));
-    value.push(address);
-    value
-}
-
-fn filters(status: &str) -> u32 {
-    let line = status.lines().find_map(|line| line.strip_prefix("Seccomp_filters:"));
-    line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,11 +185,5 @@ mod tests {
         assert_eq!(preload_list(object, None), "/tmp/a.so");
         assert_eq!(preload_list(object, Some(OsStr::new(""))), "/tmp/a.so");
         assert_eq!(preload_list(object, Some(OsStr::new("b.so c.so"))), "/tmp/a.so:b.so c.so");
-    }
-
-    #[test]
-    fn filters_are_counted_by_the_kernel() {
-        assert_eq!(filters("Seccomp:\t2\nSeccomp_filters:\t3\n"), 3);
-        assert_eq!(filters("Seccomp:\t0\n"), 0);
     }
 }

@@ -6,6 +6,7 @@ mod deaths;
 mod filler;
 mod manual;
 mod orders;
+mod orphans;
 mod patient;
 mod refusals;
 mod run;

@@ -3,6 +3,7 @@
 use std::io::BufRead;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 use userswap::{Client, Contract};
 use userswap_uffd::{Mapping, Protection, page_size};
 
@@ -27,7 +28,12 @@ fn program() {
     let (contract, socket) = told.split_once(' ').unwrap();
     let contract = if contract == "strict" { Contract::Strict } else { Contract::Extended };
     let mapping = Mapping::new(((PAGES + FIXED) * page_size()) as u64, Protection::READ_WRITE).unwrap();
-    let client = Client::builder(socket).contract(contract).connect().unwrap();
+    let patience: Option<u64> =
+        std::env::var("USERSWAP_TEST_PATIENCE").ok().map(|seconds| seconds.parse().unwrap());
+    // Of a child that is forked just then nobody may have the userfaultfd when keeper and worker both die.
+    let forks = patience.is_none();
+    let patience = Duration::from_secs(patience.unwrap_or(60));
+    let client = Client::builder(socket).contract(contract).patience(Some(patience)).connect().unwrap();
     client.offer(mapping.span());
     let at = usize::try_from(mapping.leak().start()).unwrap();
     // SAFETY: mapped for good and known to nobody else; the words are atomic, so that threads may share them.
@@ -47,7 +53,7 @@ fn program() {
         }
         let (forking, forked) = (&over, &steps[THREADS]);
         scope.spawn(move || {
-            while !forking.load(Ordering::Relaxed) {
+            while forks && !forking.load(Ordering::Relaxed) {
                 fork(words);
                 forked.fetch_add(1, Ordering::Relaxed);
             }

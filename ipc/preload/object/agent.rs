@@ -11,6 +11,7 @@ use crate::socket::{Received, Socket};
 use crate::state::STATE;
 use crate::sys::{self, Fd, PollFd};
 use crate::threads::Threads;
+use crate::vigil::Vigil;
 use crate::wire::{self, Message};
 
 /// How long a process must have lived to be worth it. Most processes a shell or a compiler makes never get there, and cost the
@@ -103,6 +104,7 @@ pub(crate) struct Agent {
     threads: &'static Threads,
     /// `None` once the daemon is gone. What it has moved out stays out, and whoever touches it waits.
     socket: Option<Socket>,
+    vigil: Vigil,
     areas: setup::Areas,
     uffd: Fd,
     pagemap: Option<Fd>,
@@ -134,12 +136,13 @@ fn serve(
     enlisted: Enlisted,
     buffers: &mut Buffers,
 ) {
-    let Enlisted { socket, uffd, areas } = enlisted;
+    let Enlisted { socket, uffd, areas, line } = enlisted;
     let pagemap = sys::open(c"/proc/thread-self/pagemap", 0).ok();
     let mut agent = Agent {
         control,
         threads,
         socket: Some(socket),
+        vigil: Vigil::new(line, &uffd),
         areas,
         uffd,
         pagemap,
@@ -150,16 +153,19 @@ fn serve(
     let mut next = agent.ask(buffers.send);
     while let Next::Go = next {
         let socket = agent.socket.as_ref().map(Socket::fd);
-        let mut fds = [PollFd::readable(socket), PollFd::readable(Some(bell))];
+        let watched = agent.vigil.watched(&agent.uffd);
+        let mut fds = [PollFd::readable(socket), PollFd::readable(Some(bell)), PollFd::readable(watched)];
         match sys::poll(&mut fds, agent.patience()) {
             Ok(0) => {
+                agent.vigil.look(false, &agent.uffd);
                 next = agent.ask_again(buffers.send);
                 continue;
             }
             Ok(_) => {}
             Err(_) => continue,
         }
-        let [message, rung] = fds;
+        let [message, rung, seen] = fds;
+        agent.vigil.look(seen.has_come(), &agent.uffd);
         if message.came != 0 {
             next = agent.receive(buffers);
         }
@@ -226,7 +232,7 @@ impl Agent {
 
     /// How long to wait for a message.
     fn patience(&self) -> Option<u64> {
-        self.outstanding.map(|_| ASK_AGAIN)
+        self.outstanding.map_or_else(|| self.vigil.time(), |_| Some(ASK_AGAIN))
     }
 
     /// Who had read the request may be dead, and its successor not know of it. To ask twice for the same is to ask once.
@@ -252,6 +258,7 @@ impl Agent {
 
     fn daemon_gone(&mut self) -> Next {
         self.socket = None;
+        self.vigil.begin();
         if self.outstanding.take().is_some() {
             self.control.answer(false);
         }

@@ -2,7 +2,7 @@
 //! described by the crate that carries it, `userswap-preload`.
 //!
 //! - [`start`]: the constructor and the agent's thread. [`agent`]: what that does; START HERE.
-//! - [`setup`], [`orders`], [`socket`], [`wire`]: becoming a client and being one.
+//! - [`setup`], [`orders`], [`socket`], [`wire`]: becoming a client and being one. [`vigil`]: when there is no daemon any more.
 //! - [`control`]: how the program's threads speak to the agent.
 //! - [`fork`], [`exec`], [`memory`], [`remap`], [`restrict`], [`threads`]: the functions that are interposed. [`next`]: those behind them.
 //! - [`state`]: what is remembered. [`sys`]: system calls. [`support`]: what the compiler needs.
@@ -30,4 +30,5 @@ mod support;
 mod sys;
 mod tasks;
 pub mod threads;
+mod vigil;
 mod wire;

@@ -14,6 +14,15 @@ pub(crate) struct Enlisted {
     pub(crate) socket: Socket,
     pub(crate) uffd: Fd,
     pub(crate) areas: Areas,
+    pub(crate) line: Lifeline,
+}
+
+/// What is to be known once the daemon is gone.
+pub(crate) struct Lifeline {
+    /// The process that listens; none before Linux 6.5.
+    pub(crate) daemon: Option<Fd>,
+    /// How long who waits for memory is let wait after that has ended, in nanoseconds; 0: for ever.
+    pub(crate) patience: u64,
 }
 
 /// It isn't, and nothing of the program's was touched.
@@ -38,8 +47,10 @@ const MOST_STAGING: u64 = 1 << 18;
 pub(crate) fn enlist(buffers: &mut Buffers, block: usize) -> Result<Enlisted, Unmanaged> {
     let mut value = [0_u8; 160];
     let len = STATE.socket.copy(start::SOCKET.len(), &mut value);
-    let (_, address) = start::split(value.get(..len).unwrap_or_default());
+    let start::Socket { patience, address, .. } = start::split(value.get(..len).unwrap_or_default());
     let socket = Socket::connect(address).map_err(unmanaged)?;
+    let daemon = socket.listening_process();
+    let line = Lifeline { daemon, patience: u64::from(patience).saturating_mul(1_000_000_000) };
     let mut caller = Caller { socket, buffers };
 
     let (device, staging_pages) = caller.hello()?;
@@ -68,7 +79,7 @@ pub(crate) fn enlist(buffers: &mut Buffers, block: usize) -> Result<Enlisted, Un
             }
         }
     };
-    Ok(Enlisted { socket: caller.socket, uffd, areas })
+    Ok(Enlisted { socket: caller.socket, uffd, areas, line })
 }
 
 struct Caller<'a> {

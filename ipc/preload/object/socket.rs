@@ -51,6 +51,18 @@ impl Socket {
         Ok(Self(socket))
     }
 
+    /// The process that listens, as the kernel noted it: readable once it has ended.
+    pub(crate) fn listening_process(&self) -> Option<Fd> {
+        const SO_PEERPIDFD: usize = 77;
+        let (mut number, mut len) = (-1_i32, size_of::<i32>() as u32);
+        let at = ptr::from_mut(&mut number).expose_provenance();
+        let len = ptr::from_mut(&mut len).expose_provenance();
+        let (socket, level) = (self.0.number() as usize, SOL_SOCKET as usize);
+        // SAFETY: the kernel writes a descriptor's number and its length.
+        let answer = unsafe { call(nr::GETSOCKOPT, [socket, level, SO_PEERPIDFD, at, len, 0]) };
+        (answer.is_ok() && number >= 0).then(|| Fd::received(number))
+    }
+
     /// To wait for a message.
     pub(crate) fn fd(&self) -> &Fd {
         &self.0

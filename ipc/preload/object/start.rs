@@ -13,7 +13,7 @@ use crate::sys;
 #[unsafe(link_section = ".init_array")]
 static CONSTRUCTOR: extern "C" fn() = construct;
 
-/// The variable that says where the daemon is: `[FILTERS:]ADDRESS`, see the crate that embeds this.
+/// The variable that says where the daemon is: `[FILTERS[+PATIENCE]:]ADDRESS`, see the crate that embeds this.
 pub(crate) const SOCKET: &[u8] = b"USERSWAP_SOCKET=";
 /// The variable that gets this object loaded.
 pub(crate) const PRELOAD: &[u8] = b"LD_PRELOAD=";
@@ -24,7 +24,7 @@ extern "C" fn construct() {
     let Some(value) = (unsafe { variable(next::environment(), SOCKET) }) else { return };
     // SAFETY: the loader's own string.
     let Some(path) = (unsafe { bytes_of(next::own_path()) }) else { return };
-    let (filters, address) = split(value.to_bytes());
+    let Socket { filters, address, .. } = split(value.to_bytes());
     let known = STATE.socket.push(SOCKET)
         && STATE.socket.push(value.to_bytes())
         && STATE.preload.push(PRELOAD)
@@ -88,17 +88,39 @@ unsafe extern "C" fn clone_agent(flags: usize, stack: usize, tid: *mut u32, bloc
     )
 }
 
-/// How many seccomp filters are to be expected, and the address.
-pub(crate) fn split(value: &[u8]) -> (u32, &[u8]) {
-    let mut filters = 0_u32;
-    for (at, byte) in value.iter().enumerate() {
-        match byte {
-            b'0'..=b'9' => filters = filters.saturating_mul(10).saturating_add(u32::from(byte - b'0')),
-            b':' if at > 0 => return (filters, value.get(at + 1..).unwrap_or_default()),
-            _ => break,
-        }
+/// What the variable says.
+pub(crate) struct Socket<'a> {
+    /// How many seccomp filters are to be expected.
+    filters: u32,
+    /// How many seconds who waits for a daemon that is gone is let wait; 0: for ever.
+    pub(crate) patience: u32,
+    pub(crate) address: &'a [u8],
+}
+
+/// Unless said otherwise.
+const PATIENCE: u32 = 60;
+
+pub(crate) fn split(value: &[u8]) -> Socket<'_> {
+    let (filters, rest) = number(value);
+    let (patience, rest) = match rest.split_first() {
+        Some((b'+', rest)) => number(rest),
+        _ => (PATIENCE, rest),
+    };
+    match rest.split_first() {
+        Some((b':', address)) if rest.len() < value.len() => Socket { filters, patience, address },
+        _ => Socket { filters: 0, patience: PATIENCE, address: value },
     }
-    (0, value)
+}
+
+/// The number at the beginning, 0 if there is none, and what is behind it.
+fn number(text: &[u8]) -> (u32, &[u8]) {
+    let mut number = 0_u32;
+    let mut rest = text;
+    while let Some((digit @ b'0'..=b'9', behind)) = rest.split_first() {
+        number = number.saturating_mul(10).saturating_add(u32::from(digit - b'0'));
+        rest = behind;
+    }
+    (number, rest)
 }
 
 /// Whether this process runs under more seccomp filters than `expected`, which the starter of it all has itself: then
@@ -114,7 +136,7 @@ fn is_filtered(expected: u32) -> bool {
 }
 
 /// The number behind a key; 0 without one.
-fn number_behind(text: &[u8], key: &[u8]) -> u32 {
+pub(crate) fn number_behind(text: &[u8], key: &[u8]) -> u32 {
     let mut rest = text;
     while !rest.starts_with(key) {
         match rest.split_first() {

@@ -24,6 +24,7 @@ impl Errno {
 /// Numbers of system calls.
 pub(crate) mod nr {
     pub(crate) const READ: usize = 0;
+    pub(crate) const WRITE: usize = 1;
     pub(crate) const CLOSE: usize = 3;
     pub(crate) const MMAP: usize = 9;
     pub(crate) const MPROTECT: usize = 10;
@@ -37,16 +38,19 @@ pub(crate) mod nr {
     pub(crate) const GETPID: usize = 39;
     pub(crate) const SOCKET: usize = 41;
     pub(crate) const CONNECT: usize = 42;
+    pub(crate) const GETSOCKOPT: usize = 55;
     pub(crate) const SENDMSG: usize = 46;
     pub(crate) const RECVMSG: usize = 47;
     pub(crate) const EXECVE: usize = 59;
     pub(crate) const EXIT: usize = 60;
+    pub(crate) const KILL: usize = 62;
     pub(crate) const CAPSET: usize = 126;
     pub(crate) const MUNLOCK: usize = 150;
     pub(crate) const PRCTL: usize = 157;
     pub(crate) const GETTID: usize = 186;
     pub(crate) const FUTEX: usize = 202;
     pub(crate) const GETDENTS64: usize = 217;
+    pub(crate) const CLOCK_GETTIME: usize = 228;
     pub(crate) const EXIT_GROUP: usize = 231;
     pub(crate) const TGKILL: usize = 234;
     pub(crate) const OPENAT: usize = 257;
@@ -59,7 +63,9 @@ pub(crate) mod nr {
     pub(crate) const GETRANDOM: usize = 318;
     pub(crate) const EXECVEAT: usize = 322;
     pub(crate) const USERFAULTFD: usize = 323;
+    pub(crate) const PIDFD_OPEN: usize = 434;
     pub(crate) const CLOSE_RANGE: usize = 436;
+    pub(crate) const PIDFD_GETFD: usize = 438;
 }
 
 /// Makes a system call.
@@ -148,6 +154,16 @@ pub(crate) fn exit_thread() -> ! {
     }
 }
 
+/// Ends the process, as nobody can keep it from.
+pub(crate) fn kill_process() -> ! {
+    const SIGKILL: usize = 9;
+    loop {
+        let _ = by_value!(nr::KILL, getpid() as usize, SIGKILL);
+        // The first process of a pid namespace can't be killed from within it.
+        let _ = by_value!(nr::EXIT_GROUP, 128 + SIGKILL);
+    }
+}
+
 /// Whether a process has no thread of this number any more.
 pub(crate) fn is_gone(pid: u32, tid: u32) -> bool {
     by_value!(nr::TGKILL, pid as usize, tid as usize, 0) == Err(Errno::SRCH)
@@ -157,6 +173,15 @@ pub(crate) fn sleep(nanoseconds: u64) {
     let time = Timespec::new(nanoseconds);
     // SAFETY: the kernel reads the time.
     let _ = unsafe { call(nr::NANOSLEEP, [ptr::from_ref(&time).expose_provenance(), 0, 0, 0, 0, 0]) };
+}
+
+/// The time that has gone by since some moment, in nanoseconds; without what the machine slept.
+pub(crate) fn now() -> u64 {
+    const MONOTONIC: usize = 1;
+    let mut time = Timespec::new(0);
+    // SAFETY: the kernel writes a time.
+    let _ = unsafe { call(nr::CLOCK_GETTIME, [MONOTONIC, ptr::from_mut(&mut time).expose_provenance(), 0, 0, 0, 0]) };
+    (time.seconds as u64).wrapping_mul(1_000_000_000).wrapping_add(time.nanoseconds as u64)
 }
 
 /// A length of time as the kernel takes it.
@@ -326,6 +351,24 @@ pub(crate) fn read(fd: &Fd, buffer: &mut [u8]) -> Result<usize, Errno> {
     unsafe { call(nr::READ, [fd.raw(), buffer.as_mut_ptr().expose_provenance(), buffer.len(), 0, 0, 0]) }
 }
 
+/// Reads at an offset.
+pub(crate) fn read_at(fd: &Fd, buffer: &mut [u8], offset: usize) -> Result<usize, Errno> {
+    let (at, len) = (buffer.as_mut_ptr().expose_provenance(), buffer.len());
+    // SAFETY: the kernel writes at most the buffer's length.
+    unsafe { call(nr::PREAD64, [fd.raw(), at, len, offset, 0, 0]) }
+}
+
+pub(crate) fn write(fd: &Fd, bytes: &[u8]) -> Result<usize, Errno> {
+    // SAFETY: the kernel reads the bytes.
+    unsafe { call(nr::WRITE, [fd.raw(), bytes.as_ptr().expose_provenance(), bytes.len(), 0, 0, 0]) }
+}
+
+/// A descriptor that the program has under this number. This thread's own table hasn't.
+pub(crate) fn of_program(number: usize) -> Result<Fd, Errno> {
+    let program = Fd::own(by_value!(nr::PIDFD_OPEN, getpid() as usize, 0))?;
+    Fd::own(by_value!(nr::PIDFD_GETFD, program.raw(), number, 0))
+}
+
 /// Reads words at an offset in bytes.
 pub(crate) fn read_words_at(fd: &Fd, words: &mut [u64], offset: usize) -> Result<usize, Errno> {
     let (at, len) = (words.as_mut_ptr().expose_provenance(), size_of_val(words));
@@ -364,6 +407,16 @@ impl PollFd {
     /// Waits for something to read; without a descriptor for nothing.
     pub(crate) fn readable(fd: Option<&Fd>) -> Self {
         Self { fd: fd.map_or(-1, Fd::number), events: 1, came: 0 }
+    }
+
+    /// Whether there is something to read, and not only that something is wrong.
+    pub(crate) fn has_come(self) -> bool {
+        self.came & 1 != 0
+    }
+
+    /// Waits for room to write.
+    pub(crate) fn writable(fd: &Fd) -> Self {
+        Self { fd: fd.number(), events: 4, came: 0 }
     }
 }
 

@@ -12,10 +12,11 @@
 //! | variable | value |
 //! |---|---|
 //! | `LD_PRELOAD` | the file's path, absolute |
-//! | `USERSWAP_SOCKET` | `[FILTERS:]ADDRESS`: where the daemon listens, a SOCK_SEQPACKET socket; `@NAME` is an abstract address, which a program keeps reaching after chroot(2), anything else a path |
+//! | `USERSWAP_SOCKET` | `[FILTERS[+PATIENCE]:]ADDRESS`: where the daemon listens, a SOCK_SEQPACKET socket; `@NAME` is an abstract address, which a program keeps reaching after chroot(2), anything else a path |
 //!
 //! `FILTERS` is how many seccomp filters the starter itself runs under, 0 if not given; [`socket_value`] looks. A program that finds
-//! more was restricted by somebody in between, who doesn't know of the agent, and stays out.
+//! more was restricted by somebody in between, who doesn't know of the agent, and stays out. `PATIENCE` is how many seconds a program
+//! may wait for memory once the daemon's process has ended, 60 if not given, 0 for ever; then it is ended, with a line on standard error.
 //!
 //! Without `USERSWAP_SOCKET` the object does nothing.
 //!
@@ -25,7 +26,7 @@
 //!   processes that don't live longer cost the daemon nothing, then connects. It speaks the extended contract with
 //!   `Agent` (see `userswap_ipc::extension`): passes a userfaultfd to the daemon, moves what it is ordered to by UFFDIO_MOVE, and keeps
 //!   the userfaultfd as long as the process lives: if the daemon dies, whoever touches moved memory waits and nobody
-//!   reads zeros.
+//!   reads zeros. After so many seconds the process is ended, if one of its threads waits for memory, or as soon as one does.
 //! - The agent has all signals blocked, no thread-local storage, no capabilities once it is set up, and a file table of its own: the
 //!   program neither sees nor closes what is ours. It is called `userswap`. Its memory is named to the daemon as never to be
 //!   moved.
@@ -74,10 +75,22 @@ pub const SHARED_OBJECT: Option<&[u8]> = None;
 /// that this process runs under and its programs therefore may.
 #[must_use]
 pub fn socket_value(address: &str) -> String {
-    // Without /proc it can't be told; programs can't tell either, then.
+    format!("{}:{address}", filters())
+}
+
+/// The same where programs may wait so long once the daemon's process has ended.
+#[must_use]
+pub fn socket_value_with(address: &std::ffi::OsStr, patience: std::time::Duration) -> std::ffi::OsString {
+    let mut value = std::ffi::OsString::from(format!("{}+{}:", filters(), patience.as_secs()));
+    value.push(address);
+    value
+}
+
+/// How many seccomp filters this process is under. Without /proc it can't be told; programs can't tell either, then.
+fn filters() -> u32 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let filters = status.lines().find_map(|line| line.strip_prefix("Seccomp_filters:"));
-    format!("{}:{address}", filters.map_or("0", str::trim))
+    let line = status.lines().find_map(|line| line.strip_prefix("Seccomp_filters:"));
+    line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
 /// The variable that names the daemon's socket.

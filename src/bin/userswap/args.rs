@@ -109,6 +109,9 @@ pub(crate) struct Run {
     /// Have the command served by the daemon that listens here, instead of by this process. The limits and the store are the daemon's.
     #[arg(long, value_name = "PATH", conflicts_with_all = ["limit", "total", "store", "control"])]
     pub(crate) daemon: Option<PathBuf>,
+    /// How many seconds the command may wait for memory that nobody can bring back, should whoever serves it be killed. Then it is ended. 0 is for ever.
+    #[arg(long, value_name = "SECONDS", default_value_t = PATIENCE)]
+    pub(crate) patience: u32,
     /// Write what happened to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
@@ -122,6 +125,9 @@ pub(crate) struct Run {
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
 }
+
+/// Seconds.
+pub(crate) const PATIENCE: u32 = 60;
 
 const RUN_STATUS: &str =
     "Exit status: the command's; 128+N if signal N ended it; 125 if userswap failed, 126 if the command \
@@ -239,6 +245,9 @@ pub(crate) struct Daemon {
     /// Take settings from this file; arguments come first.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// How many seconds programs may wait when no worker gets as far as serving, before they are ended [default: 60].
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) patience: Option<u32>,
     /// Which messages are spoken with programs [default: extended].
     #[arg(long, value_enum)]
     pub(crate) contract: Option<Contract>,
@@ -255,6 +264,7 @@ const DAEMON_CONFIG: &str = "The configuration is TOML, its keys those of the ar
   client-limit = \"1G\"
   allow = [1000, 1001]
   contract = \"extended\"
+  patience = 60
   stage-times = false
   log = \"json\"
   log-level = \"info\"";

@@ -1,11 +1,12 @@
 //! A daemon's settings: its arguments, and what a file says where there are none.
 
-use crate::args::{Contract, Daemon, Logs};
+use crate::args::{Contract, Daemon, Logs, PATIENCE};
 use crate::bytes::Bytes;
 use crate::failure::{Failure, Status};
 use crate::logs::{Format, Level};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// A configuration file.
 #[derive(Debug, Default, Deserialize)]
@@ -18,6 +19,7 @@ struct File {
     client_limit: Option<Bytes>,
     #[serde(default)]
     allow: Vec<u32>,
+    patience: Option<u32>,
     contract: Option<Contract>,
     stage_times: Option<bool>,
     log: Option<Format>,
@@ -33,6 +35,7 @@ pub(crate) struct Settings {
     pub(crate) limit: u64,
     pub(crate) client_limit: u64,
     pub(crate) allow: Vec<u32>,
+    pub(crate) patience: Duration,
     pub(crate) contract: Contract,
     pub(crate) stage_times: bool,
     pub(crate) log: Format,
@@ -63,6 +66,7 @@ impl Settings {
             limit: size(args.limit, file.limit),
             client_limit: size(args.client_limit, file.client_limit),
             allow: if args.allow.is_empty() { file.allow } else { args.allow.clone() },
+            patience: Duration::from_secs(args.patience.or(file.patience).unwrap_or(PATIENCE).into()),
             contract: args.contract.or(file.contract).unwrap_or(Contract::Extended),
             stage_times: args.stage_times || file.stage_times.unwrap_or(false),
             log: logs.log.or(file.log).unwrap_or(Format::Text),
@@ -95,12 +99,12 @@ mod tests {
     fn every_key_is_taken() {
         let file = parse(
             "listen='/a'\ncontrol='/b'\nstore='ram:lz4'\nlimit='2G'\nclient-limit=4096\nallow=[1,2]\n\
-             contract='strict'\nstage-times=true\nlog='json'\nlog-level='debug'",
+             patience=5\ncontract='strict'\nstage-times=true\nlog='json'\nlog-level='debug'",
         )
         .unwrap();
         assert_eq!((file.limit, file.client_limit), (Some(Bytes(2 << 30)), Some(Bytes(4096))));
         assert_eq!((file.allow, file.contract), (vec![1, 2], Some(Contract::Strict)));
-        assert_eq!(file.stage_times, Some(true));
+        assert_eq!((file.stage_times, file.patience), (Some(true), Some(5)));
         assert_eq!((file.log, file.log_level), (Some(Format::Json), Some(Level::Debug)));
     }
 

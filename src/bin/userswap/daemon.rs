@@ -50,6 +50,7 @@ fn keep(settings: &Settings) -> Result<Kept, Failure> {
     let mode = if settings.allow.is_empty() { 0o600 } else { 0o666 };
     let keeper = Keeper::new(&settings.listen, mode, settings.control.as_deref())
         .map_err(|error| Failure::of(&format!("listening at {}", settings.listen.display()), &error))?;
+    let keeper = keeper.patience(settings.patience);
     keeper.keep_alone().map_err(|error| Failure::of("starting a worker", &error))
 }
 
@@ -100,7 +101,11 @@ fn start(
         .map_err(|error| Failure::of(&format!("listening at {}", settings.listen.display()), &error))?;
     let limits = Limits { resident: Some(limit), client: Some(settings.client_limit), total: None };
     let control = settings.control.as_deref();
-    Ok(Service::start(server, Options { limits, control, socket, throttle: None })?)
+    let options = Options { limits, control, socket, throttle: None };
+    Service::start(server, options).map_err(|error| {
+        let failure = Failure::from(error);
+        if waiting { failure.end_at_once() } else { failure }
+    })
 }
 
 /// Returns when everything was brought back and everybody let go.

@@ -13,6 +13,9 @@ use userswap::daemon::{Options, Recorder, Service};
 use userswap::run::command::Beside;
 use userswap::run::{Ended, Signals};
 
+/// How long the command may wait should this process be killed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Runs the command, and writes what it touched.
 pub(crate) fn record(args: &Record, logs: Logs) -> Result<ExitCode, Failure> {
     logs::start(logs.log.unwrap_or(Format::Text), logs.log_level.unwrap_or(Level::Warn));
@@ -31,7 +34,7 @@ pub(crate) fn record(args: &Record, logs: Logs) -> Result<ExitCode, Failure> {
         .start()
         .map_err(|error| ours("starting to serve", &error))?;
     let service = Service::start(server, Options::default())?;
-    let beside = Beside { object: &object, address: OsStr::new(&address), door: None };
+    let beside = Beside { object: &object, address: OsStr::new(&address), patience: PATIENCE, door: None };
     let mut command = start(&args.command, &program, beside, &signals)?;
     let window = Duration::from_millis(args.window.max(1));
     let words: Vec<_> = args.command.iter().map(|word| word.to_string_lossy()).collect();

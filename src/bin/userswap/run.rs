@@ -86,7 +86,7 @@ fn served_here(args: &Run, signals: &Signals, program: &Program) -> Result<(Ende
     let service =
         Service::start(server, Options { limits, control: args.control.as_deref(), socket: None, throttle })
             .map_err(|error| Failure::from(error).with(Status::Ours))?;
-    let beside = Beside { object: &object, address: OsStr::new(&address), door };
+    let beside = Beside { object: &object, address: OsStr::new(&address), patience: patience(args), door };
     let mut command = start(&args.command, program, beside, signals)?;
     service.count(command.pid());
     let mut descendants = watch(&command, program);
@@ -105,6 +105,10 @@ fn served_here(args: &Run, signals: &Signals, program: &Program) -> Result<(Ende
     Ok((command.ended().unwrap_or(Ended::Exited(0)), report))
 }
 
+fn patience(args: &Run) -> Duration {
+    Duration::from_secs(args.patience.into())
+}
+
 /// Served by a daemon that is there already.
 fn served_elsewhere(
     args: &Run,
@@ -117,7 +121,7 @@ fn served_elsewhere(
     let path = path.map_err(|error| ours("--daemon", &error))?;
     userswap_ipc::Connection::connect(&path).map_err(|error| ours("--daemon", &error))?;
     let (_scratch, object) = put_object()?;
-    let beside = Beside { object: &object, address: path.as_os_str(), door: None };
+    let beside = Beside { object: &object, address: path.as_os_str(), patience: patience(args), door: None };
     let mut command = start(&args.command, program, beside, signals)?;
     let mut peak = 0;
     while command.ended().is_none() {

@@ -1,0 +1,181 @@
+//! Nobody can bring memory back any more: who waits for it waits for a while, is told, and ended. Nobody reads zeros.
+
+use crate::patient;
+use crate::support::{Place, Talk, can_serve, signal, state, until, with_filler};
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+use userswap::daemon::control::{Evicted, Operator, Request, Status};
+
+/// A daemon of two processes, and a place for its sockets and its log.
+struct Daemon {
+    place: Place,
+    keeper: Child,
+}
+
+impl Daemon {
+    fn start(place: Place, arguments: &[&str]) -> Self {
+        let log = std::fs::File::create(place.path("log")).unwrap();
+        let mut command =
+            place.userswap(&["daemon", "--listen", &place.at("s"), "--control", &place.at("c")]);
+        let keeper = command.args(arguments).stderr(log).spawn().unwrap();
+        Self { place, keeper }
+    }
+
+    fn operator(&self) -> Operator {
+        until("the daemon answers", || Operator::connect(&self.place.path("c")).ok())
+    }
+
+    fn status(&self) -> Status {
+        until("the daemon answers", || self.operator().ask(Request::Status).ok())
+    }
+
+    /// Everything of a program that can be out is, and some can.
+    fn evict(&self, pid: u32) {
+        let moved: Evicted = self.operator().ask(Request::Evict { pid, bytes: None }).unwrap();
+        assert!(moved.moved_bytes > 0);
+    }
+
+    /// Both at once: a worker whose keeper dies would bring everything back, a keeper whose worker dies make another.
+    fn kill_both(&mut self) {
+        let worker = self.status().worker_pid;
+        assert_ne!(worker, self.keeper.id());
+        signal(self.keeper.id(), "STOP");
+        signal(worker, "KILL");
+        self.keeper.kill().unwrap();
+        self.keeper.wait().unwrap();
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.place.path("log")).unwrap()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.keeper.kill();
+        let _ = self.keeper.wait();
+    }
+}
+
+fn say(talk: &mut Talk, word: &str) {
+    let to = talk.child.stdin.as_mut().unwrap();
+    writeln!(to, "{word}").unwrap();
+    to.flush().unwrap();
+}
+
+/// Whether a thread of a process waits for a page.
+fn waits(pid: u32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.into_iter().any(|task| {
+        std::fs::read_to_string(task.path().join("wchan")).is_ok_and(|wchan| wchan.contains("userfault"))
+    })
+}
+
+#[test]
+fn whose_daemon_is_dead_for_good_waits_is_told_and_ended() {
+    let test = "whose_daemon_is_dead_for_good_waits_is_told_and_ended";
+    let Some((place, filler)) = with_filler(test) else { return };
+    let mut daemon = Daemon::start(place, &[]);
+    daemon.status();
+    let errors = daemon.place.path("errors");
+    let socket = daemon.place.at("s");
+    let arguments = ["run", "-q", "--patience", "2", "--daemon", &socket, "--", &filler, "8"];
+    let start = || {
+        let errors = std::fs::File::options().create(true).append(true).open(&errors).unwrap();
+        let mut talk = Talk::start(daemon.place.userswap(&arguments).stderr(errors));
+        talk.expect("ready");
+        talk
+    };
+    let mut needs = start();
+    let pid = until("it is served", || daemon.status().clients.first().map(|client| client.pid));
+    daemon.evict(pid);
+    let mut needs_nothing = start();
+    until("both are served", || (daemon.status().clients.len() == 2).then_some(()));
+    daemon.kill_both();
+    say(&mut needs, "check");
+    until("it waits, or is ended", || (waits(pid) || state(pid).is_none()).then_some(()));
+    assert_eq!(needs.child.wait().unwrap().code(), Some(128 + 9), "ended as by SIGKILL");
+    let mut said = String::new();
+    needs.read(&mut said);
+    assert_eq!(said, "", "it went on with something else than its memory");
+    let told = std::fs::read_to_string(&errors).unwrap();
+    let due = format!("userswap: the daemon that has memory of process {pid} is gone; after waiting for 2 s");
+    assert_eq!(told.matches(&due).count(), 1, "{told}");
+    // What has all it needs runs on.
+    needs_nothing.ask("check");
+    assert!(needs_nothing.end().success());
+}
+
+#[test]
+fn so_is_who_takes_part() {
+    let test = "so_is_who_takes_part";
+    if !can_serve(test) {
+        return;
+    }
+    for contract in ["extended", "strict"] {
+        let mut daemon = Daemon::start(Place::new(), &["--contract", contract]);
+        daemon.status();
+        let errors = std::fs::File::create(daemon.place.path("errors")).unwrap();
+        let mut command = patient::command(&daemon.place.at("s"), contract);
+        command.env("USERSWAP_TEST_PATIENCE", "2").stderr(Stdio::from(errors));
+        let mut client = Talk::start(&mut command);
+        client.expect_line_of_tests("ready");
+        daemon.evict(client.pid());
+        daemon.kill_both();
+        assert_eq!(client.child.wait().unwrap().signal(), Some(9));
+        let told = std::fs::read_to_string(daemon.place.path("errors")).unwrap();
+        assert!(told.contains("is gone; after waiting for 2 s the process is ended"), "{told}");
+    }
+}
+
+/// The end of a daemon that has brought everything back is nobody's.
+#[test]
+fn who_has_all_its_memory_outlives_its_daemon() {
+    let test = "who_has_all_its_memory_outlives_its_daemon";
+    let Some((place, filler)) = with_filler(test) else { return };
+    let mut daemon = Daemon::start(place, &["--limit", "4M"]);
+    daemon.status();
+    let socket = daemon.place.at("s");
+    let arguments = ["run", "-q", "--patience", "1", "--daemon", &socket, "--", &filler, "8"];
+    let mut client = Talk::start(&mut daemon.place.userswap(&arguments));
+    client.expect("ready");
+    until("some of it is out", || (daemon.status().totals.pages_out > 0).then_some(()));
+    signal(daemon.keeper.id(), "TERM");
+    assert!(daemon.keeper.wait().unwrap().success());
+    // Longer than its patience.
+    std::thread::sleep(Duration::from_millis(1500));
+    for word in ["check", "churn", "fork", "check"] {
+        client.ask(word);
+    }
+    assert!(client.end().success());
+}
+
+/// No worker gets as far as serving, for none can open a file: after five the keeper gives up, and ends who waits when they have waited long enough.
+#[test]
+fn when_no_worker_can_serve_who_waits_is_ended() {
+    let test = "when_no_worker_can_serve_who_waits_is_ended";
+    if !can_serve(test) {
+        return;
+    }
+    let mut daemon = Daemon::start(Place::new(), &["--patience", "2"]);
+    let worker = daemon.status().worker_pid;
+    let mut command = patient::command(&daemon.place.at("s"), "extended");
+    let mut client = Talk::start(&mut command);
+    client.expect_line_of_tests("ready");
+    daemon.evict(client.pid());
+    let keeper = rustix::process::Pid::from_child(&daemon.keeper);
+    let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+    rustix::process::prlimit(Some(keeper), rustix::process::Resource::Nofile, none).unwrap();
+    signal(worker, "KILL");
+    until("the keeper gives up", || daemon.log().contains("no worker gets as far as serving").then_some(()));
+    assert!(client.child.try_wait().unwrap().is_none(), "it is left waiting first");
+    assert_eq!(client.child.wait().unwrap().signal(), Some(9));
+    assert_eq!(daemon.keeper.wait().unwrap().code(), Some(1));
+    let log = daemon.log();
+    // Each found what the one before had left, and left it in turn.
+    assert_eq!(log.matches("this worker can't serve").count(), 5, "{log}");
+    assert!(!log.contains("is lost"), "{log}");
+    assert!(log.contains("a program is ended: its memory can't be brought back"), "{log}");
+}
