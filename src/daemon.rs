@@ -3,6 +3,10 @@
 mod admission;
 mod builder;
 mod claims;
+#[cfg(feature = "confine")]
+pub mod confine;
+#[cfg(feature = "control")]
+mod confinement;
 #[cfg(feature = "control")]
 pub mod control;
 pub mod footprint;
@@ -29,6 +33,8 @@ mod upkeep;
 mod warden;
 
 pub use builder::ServerBuilder;
+#[cfg(feature = "control")]
+pub use confinement::Confinement;
 #[cfg(all(feature = "control", feature = "run"))]
 pub use handover::QUESTION;
 pub use heir::Heritage;

@@ -14,6 +14,7 @@
 //!
 //! An answer is `{"ok":…}`, or `{"error":{"kind":…,"message":…}}` with the kind one of `request`, `no-client`, `failed`.
 
+use super::confinement::Confinement;
 use super::report::{StoreStatus, Totals};
 use super::server::{ServerError, chain};
 use super::service::Desk;
@@ -101,6 +102,9 @@ pub struct Status {
     pub store: StoreStatus,
     /// The sums of the report.
     pub totals: Totals,
+    /// How far the process that serves is confined.
+    #[serde(default)]
+    pub confinement: Confinement,
 }
 
 /// One client.

@@ -1,5 +1,6 @@
 //! A server, a warden over its clients and a control socket: what a program that is a daemon consists of.
 
+use super::confinement::Confinement;
 use super::control::{ClientReport, Control, ControlError, ControlSocket, Status};
 use super::footprint::proportional_bytes;
 use super::report::{StoreStatus, Totals};
@@ -109,6 +110,7 @@ impl Desk {
         let limits = self.with_warden(Warden::limits);
         Status {
             worker_pid: std::process::id(),
+            confinement: Confinement::of_this_process(),
             limit_bytes: limits.resident.unwrap_or(0),
             clients: self.clients(),
             store: StoreStatus::of(&self.server),

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod confined;
 mod deaths;
 mod filler;
 mod manual;

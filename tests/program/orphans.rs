@@ -124,8 +124,9 @@ fn so_is_who_takes_part() {
         client.expect_line_of_tests("ready");
         daemon.evict(client.pid());
         daemon.kill_both();
-        assert_eq!(client.child.wait().unwrap().signal(), Some(9));
+        let ended = client.child.wait().unwrap();
         let told = std::fs::read_to_string(daemon.place.path("errors")).unwrap();
+        assert_eq!(ended.signal(), Some(9), "{contract}: {ended}: {told}");
         assert!(told.contains("is gone; after waiting for 2 s the process is ended"), "{told}");
     }
 }

@@ -84,7 +84,25 @@ pub(crate) const UFFD_CONTINUE: u32 = request(READ_WRITE, 0xAA, 0x07, size_of::<
 pub(crate) const UFFD_POISON: u32 = request(READ_WRITE, 0xAA, 0x08, size_of::<Fill>());
 pub(crate) const PAGEMAP_SCAN: u32 = request(READ_WRITE, b'f', 16, size_of::<ScanArg>());
 
+/// Every ioctl request that this crate makes, for filters of system calls.
+pub const REQUESTS: &[u32] = &[
+    UFFD_NEW,
+    UFFD_API_REQUEST,
+    UFFD_COPY,
+    UFFD_ZEROPAGE,
+    UFFD_MOVE,
+    UFFD_CONTINUE,
+    UFFD_POISON,
+    // REGISTER, UNREGISTER, WAKE and WRITEPROTECT, which go by way of the crate userfaultfd.
+    request(READ_WRITE, 0xAA, 0x00, 32),
+    request(READ, 0xAA, 0x01, 16),
+    request(READ, 0xAA, 0x02, 16),
+    request(READ_WRITE, 0xAA, 0x06, 24),
+    PAGEMAP_SCAN,
+];
+
 const NONE: u32 = 0;
+const READ: u32 = 2;
 const READ_WRITE: u32 = 3;
 
 #[expect(clippy::cast_possible_truncation, reason = "sizes here are below 128, and the values are asserted")]

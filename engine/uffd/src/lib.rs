@@ -58,6 +58,7 @@ pub mod span;
 pub mod succession;
 mod uffd;
 
+pub use abi::REQUESTS;
 pub use error::Error;
 pub use features::{Features, RangeIoctls, RegisterMode};
 pub use lock::{Bell, Blocked, Held, SignalLock};

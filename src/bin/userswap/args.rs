@@ -118,6 +118,9 @@ pub(crate) struct Run {
     /// Measure how long each stage of a fault takes, for the report and `ctl status`; costs a few looks at the clock a fault.
     #[arg(long, conflicts_with = "daemon")]
     pub(crate) stage_times: bool,
+    /// Keep all privileges and system calls while the command runs.
+    #[arg(long, conflicts_with = "daemon")]
+    pub(crate) no_sandbox: bool,
     /// Say nothing at the end.
     #[arg(long, short)]
     pub(crate) quiet: bool,
@@ -251,6 +254,9 @@ pub(crate) struct Daemon {
     /// Which messages are spoken with programs [default: extended].
     #[arg(long, value_enum)]
     pub(crate) contract: Option<Contract>,
+    /// Keep all privileges and system calls while serving.
+    #[arg(long)]
+    pub(crate) no_sandbox: bool,
     /// Measure how long each stage of a fault takes, for `ctl status`; costs a few looks at the clock a fault.
     #[arg(long)]
     pub(crate) stage_times: bool,
@@ -265,6 +271,7 @@ const DAEMON_CONFIG: &str = "The configuration is TOML, its keys those of the ar
   allow = [1000, 1001]
   contract = \"extended\"
   patience = 60
+  sandbox = true
   stage-times = false
   log = \"json\"
   log-level = \"info\"";

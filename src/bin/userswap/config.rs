@@ -20,6 +20,7 @@ struct File {
     #[serde(default)]
     allow: Vec<u32>,
     patience: Option<u32>,
+    sandbox: Option<bool>,
     contract: Option<Contract>,
     stage_times: Option<bool>,
     log: Option<Format>,
@@ -36,6 +37,7 @@ pub(crate) struct Settings {
     pub(crate) client_limit: u64,
     pub(crate) allow: Vec<u32>,
     pub(crate) patience: Duration,
+    pub(crate) sandbox: bool,
     pub(crate) contract: Contract,
     pub(crate) stage_times: bool,
     pub(crate) log: Format,
@@ -67,6 +69,7 @@ impl Settings {
             client_limit: size(args.client_limit, file.client_limit),
             allow: if args.allow.is_empty() { file.allow } else { args.allow.clone() },
             patience: Duration::from_secs(args.patience.or(file.patience).unwrap_or(PATIENCE).into()),
+            sandbox: !args.no_sandbox && file.sandbox.unwrap_or(true),
             contract: args.contract.or(file.contract).unwrap_or(Contract::Extended),
             stage_times: args.stage_times || file.stage_times.unwrap_or(false),
             log: logs.log.or(file.log).unwrap_or(Format::Text),
@@ -99,12 +102,12 @@ mod tests {
     fn every_key_is_taken() {
         let file = parse(
             "listen='/a'\ncontrol='/b'\nstore='ram:lz4'\nlimit='2G'\nclient-limit=4096\nallow=[1,2]\n\
-             patience=5\ncontract='strict'\nstage-times=true\nlog='json'\nlog-level='debug'",
+             patience=5\nsandbox=false\ncontract='strict'\nstage-times=true\nlog='json'\nlog-level='debug'",
         )
         .unwrap();
         assert_eq!((file.limit, file.client_limit), (Some(Bytes(2 << 30)), Some(Bytes(4096))));
         assert_eq!((file.allow, file.contract), (vec![1, 2], Some(Contract::Strict)));
-        assert_eq!((file.stage_times, file.patience), (Some(true), Some(5)));
+        assert_eq!((file.stage_times, file.patience, file.sandbox), (Some(true), Some(5), Some(false)));
         assert_eq!((file.log, file.log_level), (Some(Format::Json), Some(Level::Debug)));
     }
 

@@ -95,8 +95,10 @@ fn print_clients(clients: &[ClientReport]) {
 }
 
 fn print_status(status: &control::Status) {
-    let control::Status { worker_pid, limit_bytes, clients, store, totals } = status;
+    let control::Status { worker_pid, limit_bytes, clients, store, totals, confinement } = status;
     println!("worker       {worker_pid}");
+    let calls = if confinement.system_calls_filtered { "filtered" } else { "all" };
+    println!("privileges   {}; system calls: {calls}", confinement.capabilities.join(", "));
     match limit_bytes {
         0 => println!("limit        none"),
         bytes => println!("limit        {}", Bytes(*bytes)),

@@ -3,13 +3,13 @@
 use crate::args::{self, Daemon, Logs};
 use crate::config::Settings;
 use crate::failure::{Failure, chain};
-use crate::{logs, run};
+use crate::{logs, run, sandbox};
 use rustix::event::{PollFd, PollFlags};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 use userswap::daemon::control::ControlSocket;
-use userswap::daemon::{Heritage, Keeper, Kept, Options, Service};
+use userswap::daemon::{Confinement, Heritage, Keeper, Kept, Options, Service};
 use userswap::run::Signals;
 use userswap::{Contract, Server};
 use userswap_ipc::Listener;
@@ -31,10 +31,17 @@ pub(crate) fn daemon(args: &Daemon, logs: Logs) -> Result<ExitCode, Failure> {
     let signals = Signals::take().map_err(|error| Failure::of("taking signals", &error))?;
     let roster = inherited.as_ref().map(|(_, _, heritage)| Arc::clone(heritage.roster()));
     let service = start(&settings, spec, inherited)?;
+    if settings.sandbox {
+        sandbox::filter(&settings.store, false)
+            .map_err(|failure| if roster.is_some() { failure.end_at_once() } else { failure })?;
+    }
+    let confinement = Confinement::of_this_process();
     tracing::info!(
         listen = %settings.listen.display(),
         store = settings.store,
         limit = settings.limit,
+        capabilities = confinement.capabilities.join(","),
+        filtered = confinement.system_calls_filtered,
         "serving"
     );
     wait(&signals, &service);
@@ -65,9 +72,16 @@ fn start(
         // Nothing that others wait for is to be given up: the next worker may have more luck.
         if waiting { failure.end_at_once() } else { failure }
     };
+    let confined = || if settings.sandbox { sandbox::drop_capabilities() } else { Ok(()) };
     let (store, inherited) = match inherited {
-        None => (spec.open(userswap_uffd::page_size()).map_err(opened)?, None),
+        None => {
+            // Opened with all there is: a directory may be somebody else's.
+            let store = spec.open(userswap_uffd::page_size()).map_err(opened)?;
+            confined()?;
+            (store, None)
+        }
         Some((listener, control, mut heritage)) => {
+            confined().map_err(|failure| if waiting { failure.end_at_once() } else { failure })?;
             let (left, roster) = (heritage.take_arena(), Arc::clone(heritage.roster()));
             // Another descriptor of the same: this one is closed only once the store has it.
             let again = left.as_ref().map(AsFd::as_fd).map(|left| left.try_clone_to_owned()).transpose();

@@ -13,6 +13,7 @@ mod manual;
 mod record;
 mod replay;
 mod run;
+mod sandbox;
 mod store;
 
 use args::{Args, Command};

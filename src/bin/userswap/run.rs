@@ -8,6 +8,7 @@ use crate::bytes::Bytes;
 use crate::config::STORE;
 use crate::failure::{Failure, Status, chain};
 use crate::logs::{self, Format, Level};
+use crate::sandbox;
 use std::ffi::{OsStr, OsString};
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
@@ -63,16 +64,10 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// Served by this process.
 fn served_here(args: &Run, signals: &Signals, program: &Program) -> Result<(Ended, Report), Failure> {
-    let store =
-        open_store(args.store.as_deref().unwrap_or(STORE)).map_err(|error| error.with(Status::Ours))?;
+    let spec = args.store.as_deref().unwrap_or(STORE);
+    let store = open_store(spec).map_err(|error| error.with(Status::Ours))?;
     let (_scratch, object) = put_object()?;
     let address = own_address();
-    let server = Server::builder(store)
-        .unmodified(true)
-        .stage_times(args.stage_times)
-        .listen(&address)
-        .start()
-        .map_err(|error| ours("starting to serve", &error))?;
     let limited = args.limit.or(args.total).is_some_and(|limit| limit.0 > 0);
     let name = OsString::from(format!("userswap-{}", std::process::id()));
     let throttle = limited.then(|| Throttle::create(&name)).flatten();
@@ -83,12 +78,19 @@ fn served_here(args: &Run, signals: &Signals, program: &Program) -> Result<(Ende
         client: None,
     };
     // All that can fail before the command is there does; after that, nothing of ours ends it.
-    let service =
-        Service::start(server, Options { limits, control: args.control.as_deref(), socket: None, throttle })
-            .map_err(|error| Failure::from(error).with(Status::Ours))?;
+    let options = Options { limits, control: args.control.as_deref(), socket: None, throttle };
+    let service = serve(args, store, &address, options)?;
     let beside = Beside { object: &object, address: OsStr::new(&address), patience: patience(args), door };
     let mut command = start(&args.command, program, beside, signals)?;
     service.count(command.pid());
+    if !args.no_sandbox {
+        // Not before: the command has all that this process had.
+        let confined = sandbox::drop_capabilities().and_then(|()| sandbox::filter(spec, true));
+        // The command runs by now, and needs to be served.
+        if let Err(failure) = confined {
+            let _ = failure.report();
+        }
+    }
     let mut descendants = watch(&command, program);
     while command.ended().is_none() {
         command.attend(signals, LOOK);
@@ -103,6 +105,25 @@ fn served_here(args: &Run, signals: &Signals, program: &Program) -> Result<(Ende
     drop(shown);
     let report = Report::new(Some(service.totals()), descendants.unmanaged());
     Ok((command.ended().unwrap_or(Ended::Exited(0)), report))
+}
+
+/// Starts to serve, by threads that have given up what they don't need.
+fn serve(args: &Run, store: Arc<dyn Store>, address: &str, options: Options<'_>) -> Result<Service, Failure> {
+    let started = || {
+        if !args.no_sandbox {
+            sandbox::drop_capabilities().map_err(|error| error.with(Status::Ours))?;
+        }
+        let server = Server::builder(store)
+            .unmodified(true)
+            .stage_times(args.stage_times)
+            .listen(address)
+            .start()
+            .map_err(|error| ours("starting to serve", &error))?;
+        Service::start(server, options).map_err(|error| Failure::from(error).with(Status::Ours))
+    };
+    // Threads have the capabilities of the one that starts them.
+    let served = std::thread::scope(|scope| scope.spawn(started).join());
+    served.unwrap_or_else(|_| Err(Failure::new(Status::Ours, "starting to serve")))
 }
 
 fn patience(args: &Run) -> Duration {
