@@ -117,11 +117,8 @@ fn confined_process() {
     assert!(File::options().append(true).open(at("there")).is_err_and(denied));
     assert!(std::fs::rename(at("there"), at("elsewhere")).is_err_and(denied));
     assert!(
-        std::fs::set_permissions(
-            at("there"),
-            std::fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o777))
-        )
-        .is_err_and(denied)
+        std::fs::set_permissions(at("there"), std::os::unix::fs::PermissionsExt::from_mode(0o777))
+            .is_err_and(denied)
     );
     assert_eq!(std::fs::read(at("there")).unwrap(), b"there");
     // No program, no network, no socket of its own.

@@ -4,7 +4,7 @@ use crate::patient;
 use crate::support::{Place, Talk, can_serve, signal, state, until, with_filler};
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::Duration;
 use userswap::daemon::control::{Evicted, Operator, Request, Status};
 
@@ -59,6 +59,13 @@ impl Drop for Daemon {
     }
 }
 
+/// How a program ends that nobody tells to.
+fn end_of(talk: &mut Talk) -> ExitStatus {
+    let child = std::cell::RefCell::new(&mut talk.child);
+    // Not by waiting, which would close its input, and end it.
+    until("it ends", || child.borrow_mut().try_wait().unwrap())
+}
+
 fn say(talk: &mut Talk, word: &str) {
     let to = talk.child.stdin.as_mut().unwrap();
     writeln!(to, "{word}").unwrap();
@@ -96,7 +103,7 @@ fn whose_daemon_is_dead_for_good_waits_is_told_and_ended() {
     daemon.kill_both();
     say(&mut needs, "check");
     until("it waits, or is ended", || (waits(pid) || state(pid).is_none()).then_some(()));
-    assert_eq!(needs.child.wait().unwrap().code(), Some(128 + 9), "ended as by SIGKILL");
+    assert_eq!(end_of(&mut needs).code(), Some(128 + 9), "ended as by SIGKILL");
     let mut said = String::new();
     needs.read(&mut said);
     assert_eq!(said, "", "it went on with something else than its memory");
@@ -115,7 +122,8 @@ fn so_is_who_takes_part() {
         return;
     }
     for contract in ["extended", "strict"] {
-        let mut daemon = Daemon::start(Place::new(), &["--contract", contract]);
+        // Much less than its threads go through all the while: some is always out.
+        let mut daemon = Daemon::start(Place::new(), &["--contract", contract, "--limit", "2M"]);
         daemon.status();
         let errors = std::fs::File::create(daemon.place.path("errors")).unwrap();
         let mut command = patient::command(&daemon.place.at("s"), contract);
@@ -124,7 +132,7 @@ fn so_is_who_takes_part() {
         client.expect_line_of_tests("ready");
         daemon.evict(client.pid());
         daemon.kill_both();
-        let ended = client.child.wait().unwrap();
+        let ended = end_of(&mut client);
         let told = std::fs::read_to_string(daemon.place.path("errors")).unwrap();
         assert_eq!(ended.signal(), Some(9), "{contract}: {ended}: {told}");
         assert!(told.contains("is gone; after waiting for 2 s the process is ended"), "{told}");
@@ -160,10 +168,10 @@ fn when_no_worker_can_serve_who_waits_is_ended() {
     if !can_serve(test) {
         return;
     }
-    let mut daemon = Daemon::start(Place::new(), &["--patience", "2"]);
+    let mut daemon = Daemon::start(Place::new(), &["--patience", "2", "--limit", "2M"]);
     let worker = daemon.status().worker_pid;
     let mut command = patient::command(&daemon.place.at("s"), "extended");
-    let mut client = Talk::start(&mut command);
+    let mut client = Talk::start(command.env("USERSWAP_TEST_PATIENCE", "60"));
     client.expect_line_of_tests("ready");
     daemon.evict(client.pid());
     let keeper = rustix::process::Pid::from_child(&daemon.keeper);
@@ -172,7 +180,7 @@ fn when_no_worker_can_serve_who_waits_is_ended() {
     signal(worker, "KILL");
     until("the keeper gives up", || daemon.log().contains("no worker gets as far as serving").then_some(()));
     assert!(client.child.try_wait().unwrap().is_none(), "it is left waiting first");
-    assert_eq!(client.child.wait().unwrap().signal(), Some(9));
+    assert_eq!(end_of(&mut client).signal(), Some(9));
     assert_eq!(daemon.keeper.wait().unwrap().code(), Some(1));
     let log = daemon.log();
     // Each found what the one before had left, and left it in turn.
