@@ -3,7 +3,6 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
@@ -14,7 +13,6 @@ use crate::extension::{MAX_MOVES, MoveResult, MoveStop};
 use crate::receiver::{Kill, Memory, Receiver, ReceiverError};
 use crate::sys;
 use crate::transport::{Connection, Received, TransportError, Wait};
-use crate::vigil::{Over, Vigil};
 use crate::wire::{
     Envelope, MAX_MESSAGE_BYTES, MoveAnswer, MoveOrder, RequestId, ToClient, ToDaemon, WireMessage,
 };
@@ -57,15 +55,11 @@ pub struct Kept {
 pub(crate) struct Agent {
     thread: JoinHandle<()>,
     end: Arc<Mutex<Option<AgentEnd>>>,
-    has_ended: Arc<AtomicBool>,
-    over: Over,
 }
 
 impl Agent {
     /// Starts the thread, with every signal blocked: a handler of the program's could run on it otherwise, touch what is moved
     /// out, and wait while it is needed.
-    ///
-    /// `vigil` is kept on the thread once the connection is gone, until it is told to be over.
     ///
     /// `make` makes the receiver there, on the thread's own stack; see [`Receiver::move_ranges`] for why it must lie there.
     pub(crate) fn start<M: Memory + 'static>(
@@ -73,24 +67,18 @@ impl Agent {
         contract: Contract,
         make: impl FnOnce() -> Receiver<M> + Send + 'static,
         mut kill: Box<dyn Kill>,
-        (over, vigil): (Over, Option<Vigil>),
     ) -> io::Result<Self> {
         let end = Arc::new(Mutex::new(None));
-        let has_ended = Arc::new(AtomicBool::new(false));
-        let (shared_end, shared_ended) = (Arc::clone(&end), Arc::clone(&has_ended));
+        let shared_end = Arc::clone(&end);
         let thread = sys::with_signals_blocked(|| {
             std::thread::Builder::new().name("userswap-agent".into()).stack_size(STACK).spawn(move || {
                 let mut receiver = make();
                 let reason = serve(&connection, contract, &mut receiver, kill.as_mut());
                 connection.shut_down();
                 *shared_end.lock() = Some(reason);
-                shared_ended.store(true, Ordering::Release);
-                if let Some(vigil) = vigil {
-                    vigil.keep();
-                }
             })
         })??;
-        Ok(Self { thread, end, has_ended, over })
+        Ok(Self { thread, end })
     }
 
     /// Why it ended, if it has; asked once.
@@ -99,13 +87,11 @@ impl Agent {
     }
 
     pub(crate) fn has_ended(&self) -> bool {
-        // A panic leaves no word.
-        self.has_ended.load(Ordering::Acquire) || self.thread.is_finished()
+        self.thread.is_finished()
     }
 
     /// Waits for it to end.
     pub(crate) fn join(self) -> Option<AgentEnd> {
-        self.over.set();
         // A panic there leaves no reason.
         let _ = self.thread.join();
         self.end.lock().take()

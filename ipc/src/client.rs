@@ -216,14 +216,18 @@ impl Builder {
             Receiver::new(OwnMemory::new(own), areas, superpages)
         };
         let over = Over::new().map_err(ClientError::Agent)?;
-        let vigil =
-            self.patience.and_then(|patience| Vigil::new(&connection, &kept.uffd, patience, &over).ok());
         let connection = Arc::new(connection);
-        let agent = Agent::start(Arc::clone(&connection), self.contract, make, self.kill, (over, vigil));
+        if let Some(patience) = self.patience
+            // Before Linux 6.5 nobody can tell who listens: it isn't watched then.
+            && let Ok(vigil) = Vigil::new(&connection, &kept.uffd, patience, &over)
+        {
+            vigil.start().map_err(ClientError::Agent)?;
+        }
+        let agent = Agent::start(Arc::clone(&connection), self.contract, make, self.kill);
         match agent {
             Ok(agent) => Ok(Client {
                 connection,
-                inner: Some(Inner { agent, kept }),
+                inner: Some(Inner { agent, kept, over }),
                 swap_area: area,
                 abilities: welcome.abilities,
                 offered,
@@ -285,6 +289,7 @@ pub struct Client {
 struct Inner {
     agent: Agent,
     kept: Kept,
+    over: Over,
 }
 
 impl Client {
@@ -353,7 +358,8 @@ impl Client {
     #[must_use = "dropping it while memory is moved out loses that memory"]
     pub fn disconnect(mut self) -> Option<Kept> {
         self.connection.shut_down();
-        let Inner { agent, kept } = self.inner.take()?;
+        let Inner { agent, kept, over } = self.inner.take()?;
+        over.set();
         agent.join();
         Some(kept)
     }

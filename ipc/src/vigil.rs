@@ -17,9 +17,11 @@ use rustix::process::Signal;
 use crate::sys;
 use crate::transport::Connection;
 
-/// What is left of a daemon, watched by the agent's thread. Nothing here allocates once it is made: the allocator's memory may be out.
+/// What is left of a daemon, watched by a thread of its own: the agent's may itself wait, for an event that nobody reads. Nothing here allocates once it is made: the
+/// allocator's memory may be out.
 #[derive(Debug)]
 pub(crate) struct Vigil {
+    connection: Arc<Connection>,
     daemon: OwnedFd,
     waiting: File,
     uffd: OwnedFd,
@@ -45,39 +47,52 @@ impl Vigil {
     /// Over the connection of a client with this userfaultfd.
     ///
     /// # Errors
-    /// What of it can't be had: before Linux 6.5 nobody can tell who listens.
+    /// What of it can't be had.
     pub(crate) fn new(
-        connection: &Connection,
+        connection: &Arc<Connection>,
         uffd: &OwnedFd,
         patience: Duration,
         over: &Over,
     ) -> io::Result<Self> {
         let daemon = sys::peer_pidfd(connection.as_fd())?;
         let waiting = File::open(format!("/proc/self/fdinfo/{}", uffd.as_raw_fd()))?;
-        Ok(Self { daemon, waiting, uffd: uffd.try_clone()?, patience, over: Arc::clone(&over.0) })
+        let (connection, over) = (Arc::clone(connection), Arc::clone(&over.0));
+        Ok(Self { connection, daemon, waiting, uffd: uffd.try_clone()?, patience, over })
     }
 
-    /// Watches, from the connection's end on. Returns when it is over.
-    pub(crate) fn keep(&self) {
-        if self.wait(Some(self.daemon.as_fd()), None) == Came::Over
+    /// Watches until it is over.
+    ///
+    /// # Errors
+    /// When there can be no thread.
+    pub(crate) fn start(self) -> io::Result<()> {
+        let spawn = || std::thread::Builder::new().name("userswap-vigil".into()).stack_size(64 * 1024);
+        // As the agent's: no handler of the program's runs on it.
+        sys::with_signals_blocked(|| spawn().spawn(move || self.keep()))?.map(drop)
+    }
+
+    fn keep(&self) {
+        // A worker whose keeper has died brings everything back, and keeps the connection meanwhile.
+        if self.wait(Some((self.daemon.as_fd(), PollFlags::IN)), None) == Came::Over
+            || self.wait(Some((self.connection.as_fd(), PollFlags::RDHUP)), None) == Came::Over
             || self.wait(None, Some(self.patience)) == Came::Over
         {
             return;
         }
         // Readable as long as there is a fault or an event that nobody has read.
-        if self.somebody_waits() || self.wait(Some(self.uffd.as_fd()), None) == Came::Watched {
+        if self.somebody_waits() || self.wait(Some((self.uffd.as_fd(), PollFlags::IN)), None) == Came::Watched
+        {
             self.end();
         }
     }
 
-    fn wait(&self, watched: Option<BorrowedFd<'_>>, time: Option<Duration>) -> Came {
+    fn wait(&self, watched: Option<(BorrowedFd<'_>, PollFlags)>, time: Option<Duration>) -> Came {
         let time = time.and_then(|time| Timespec::try_from(time).ok());
         loop {
-            let other = watched.unwrap_or(self.over.as_fd());
-            let mut fds =
-                [PollFd::new(&*self.over, PollFlags::IN), PollFd::from_borrowed_fd(other, PollFlags::IN)];
+            let (other, events) = watched.unwrap_or((self.over.as_fd(), PollFlags::IN));
+            let mut fds = [PollFd::new(&*self.over, PollFlags::IN), PollFd::from_borrowed_fd(other, events)];
             let came = rustix::event::poll(&mut fds, time.as_ref());
-            let [over, seen] = fds.map(|fd| fd.revents().contains(PollFlags::IN));
+            let [over, seen] = [(&fds[0], PollFlags::IN), (&fds[1], events)]
+                .map(|(fd, events)| fd.revents().intersects(events));
             match came {
                 Ok(0) => return Came::Nothing,
                 Ok(_) if over => return Came::Over,

@@ -8,6 +8,7 @@ mod client;
 mod clients;
 mod examples;
 mod forks;
+mod fuzz;
 mod gate;
 mod handlers;
 mod inline;

@@ -1,0 +1,4 @@
+//! `trace` of `userswap_tests::fuzz`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| (userswap_tests::fuzz::TARGETS[4].run)(bytes));
