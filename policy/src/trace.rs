@@ -132,6 +132,14 @@ impl Trace {
     /// # Errors
     /// [`TraceError`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, TraceError> {
+        Self::from_bytes_within(bytes, MOST)
+    }
+
+    /// The same of a trace that has no more than `most` pages: a few bytes can name millions of them.
+    ///
+    /// # Errors
+    /// [`TraceError`].
+    pub fn from_bytes_within(bytes: &[u8], most: usize) -> Result<Self, TraceError> {
         let rest = bytes.strip_prefix(FIRST_LINE.as_bytes()).ok_or(TraceError::NotATrace)?;
         let end = rest.windows(2).position(|two| two == b"\n\n").ok_or(TraceError::Head("end"))?;
         let head = std::str::from_utf8(&rest[..end]).map_err(|_| TraceError::Head("text"))?;
@@ -146,11 +154,11 @@ impl Trace {
             Duration::from_micros(number("window-us")?),
         );
         let mut body = Body { bytes, at: FIRST_LINE.len() + end + 2 };
-        trace.read(&mut body).ok_or(TraceError::Damaged(body.at))?;
+        trace.read(&mut body, most.min(MOST)).ok_or(TraceError::Damaged(body.at))?;
         Ok(trace)
     }
 
-    fn read(&mut self, body: &mut Body<'_>) -> Option<()> {
+    fn read(&mut self, body: &mut Body<'_>, most: usize) -> Option<()> {
         let (mut next, mut found) = (0u64, None);
         while body.at < body.bytes.len() {
             match body.number()? {
@@ -170,7 +178,8 @@ impl Trace {
                     };
                     let length = if code % 2 == 0 { 1 } else { body.number()?.checked_add(2)? };
                     next = first.checked_add(length)?;
-                    if length > MOST as u64 || self.pages.len() > MOST - usize::try_from(length).ok()? {
+                    let room = most.checked_sub(usize::try_from(length).ok()?)?;
+                    if self.pages.len() > room {
                         return None;
                     }
                     self.pages.extend(first..next);

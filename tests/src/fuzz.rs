@@ -101,10 +101,7 @@ fn control(bytes: &[u8]) {
 }
 
 fn trace(bytes: &[u8]) {
-    // A few bytes can name millions of pages, which take their time to be written again.
-    if let Ok(trace) = Trace::from_bytes(bytes)
-        && trace.pages().len() < 1 << 20
-    {
+    if let Ok(trace) = Trace::from_bytes_within(bytes, 1 << 20) {
         let again = Trace::from_bytes(&trace.to_bytes());
         assert!(
             again.is_ok_and(|again| again.pages() == trace.pages() && again.windows() == trace.windows())
