@@ -5,6 +5,7 @@ mod builder;
 mod claims;
 #[cfg(feature = "control")]
 pub mod control;
+mod eyes;
 pub mod footprint;
 #[cfg(all(feature = "control", feature = "run"))]
 mod handover;
@@ -12,6 +13,7 @@ mod heir;
 #[cfg(all(feature = "control", feature = "run"))]
 mod keeper;
 mod notes;
+mod orders;
 mod own;
 mod reach;
 mod recorder;
@@ -29,6 +31,7 @@ mod upkeep;
 mod warden;
 
 pub use builder::ServerBuilder;
+pub use eyes::Sights;
 #[cfg(all(feature = "control", feature = "run"))]
 pub use handover::QUESTION;
 pub use heir::Heritage;

@@ -1,6 +1,7 @@
 //! A server, a warden over its clients and a control socket: what a program that is a daemon consists of.
 
 use super::control::{ClientReport, Control, ControlError, ControlSocket, Status};
+use super::eyes::Sights;
 use super::footprint::proportional_bytes;
 use super::report::{StoreStatus, Totals};
 use super::server::{Server, ServerError};
@@ -12,13 +13,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use userswap_engine::MovedOut;
-use userswap_policy::Limits;
+use userswap_policy::{Limiter, Limits, Policy};
 
 /// What a service has beside its server.
 #[derive(Debug, Default)]
 pub struct Options<'a> {
     /// What the clients are held to.
     pub limits: Limits,
+    /// Who decides, within these limits, what goes and what comes back; nobody but the limits if not said.
+    pub policy: Option<Box<dyn Policy>>,
+    /// Where it is seen how scarce memory and disk are.
+    pub sights: Sights,
     /// Where to listen for orders.
     pub control: Option<&'a Path>,
     /// Or a socket for them that is there already.
@@ -52,7 +57,9 @@ impl Service {
         let ended = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| failed("making an eventfd")(error.into()))?;
         let server = Arc::new(server);
-        let warden = Warden::start(Arc::clone(&server), options.limits, options.throttle)
+        let mut policy = options.policy.unwrap_or_else(|| Box::new(Limiter::default()));
+        policy.set_limits(options.limits);
+        let warden = Warden::start(Arc::clone(&server), policy, options.sights, options.throttle)
             .map_err(failed("starting the warden"))?;
         let desk =
             Arc::new(Desk { server, warden: Mutex::new(Some(warden)), drained: Mutex::new(false), ended });
@@ -148,14 +155,10 @@ impl Desk {
         if *drained {
             return Ok(());
         }
-        let limits = self.with_warden(Warden::limits);
-        if let Some(warden) = &*self.warden.lock() {
-            warden.set_limits(Limits::default());
-        }
+        let pause = |paused| self.with_warden(|warden| warden.set_paused(paused));
+        pause(true);
         if let Err(error) = self.server.drain() {
-            if let Some(warden) = &*self.warden.lock() {
-                warden.set_limits(limits);
-            }
+            pause(false);
             return Err(error);
         }
         *drained = true;

@@ -100,7 +100,7 @@ fn start(
         .map_err(|error| Failure::of(&format!("listening at {}", settings.listen.display()), &error))?;
     let limits = Limits { resident: Some(limit), client: Some(settings.client_limit), total: None };
     let control = settings.control.as_deref();
-    Ok(Service::start(server, Options { limits, control, socket, throttle: None })?)
+    Ok(Service::start(server, Options { limits, control, socket, ..Options::default() })?)
 }
 
 /// Returns when everything was brought back and everybody let go.

@@ -83,9 +83,11 @@ fn served_here(args: &Run, signals: &Signals, program: &Program) -> Result<(Ende
         client: None,
     };
     // All that can fail before the command is there does; after that, nothing of ours ends it.
-    let service =
-        Service::start(server, Options { limits, control: args.control.as_deref(), socket: None, throttle })
-            .map_err(|error| Failure::from(error).with(Status::Ours))?;
+    let service = Service::start(
+        server,
+        Options { limits, control: args.control.as_deref(), throttle, ..Options::default() },
+    )
+    .map_err(|error| Failure::from(error).with(Status::Ours))?;
     let beside = Beside { object: &object, address: OsStr::new(&address), door };
     let mut command = start(&args.command, program, beside, signals)?;
     service.count(command.pid());
