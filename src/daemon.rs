@@ -22,11 +22,15 @@ pub mod report;
 mod server;
 #[cfg(feature = "control")]
 mod service;
+#[cfg(feature = "control")]
+pub mod settings;
 mod steward;
 mod survey;
 mod sweep;
 mod throttle;
 mod total;
+#[cfg(feature = "control")]
+pub mod units;
 mod upkeep;
 mod warden;
 

@@ -7,6 +7,7 @@ mod filler;
 mod manual;
 mod orders;
 mod patient;
+mod policies;
 mod refusals;
 mod run;
 mod served;

@@ -3,7 +3,7 @@
 use crate::args::{self, Daemon, Logs};
 use crate::config::Settings;
 use crate::failure::{Failure, chain};
-use crate::{logs, run};
+use crate::{logs, policy, run};
 use rustix::event::{PollFd, PollFlags};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
@@ -34,6 +34,7 @@ pub(crate) fn daemon(args: &Daemon, logs: Logs) -> Result<ExitCode, Failure> {
     tracing::info!(
         listen = %settings.listen.display(),
         store = settings.store,
+        policy = ?settings.policy.preset,
         limit = settings.limit,
         "serving"
     );
@@ -58,6 +59,7 @@ fn start(
     spec: Spec,
     inherited: Option<(Listener, Option<ControlSocket>, Heritage)>,
 ) -> Result<Service, Failure> {
+    let disk = policy::disk(&spec);
     let waiting = inherited.as_ref().is_some_and(|(_, _, heritage)| heritage.epoch() > 1);
     let opened = |error| {
         let failure = run::store_failure(&SpecError::Open { spec: settings.store.clone(), source: error });
@@ -100,7 +102,10 @@ fn start(
         .map_err(|error| Failure::of(&format!("listening at {}", settings.listen.display()), &error))?;
     let limits = Limits { resident: Some(limit), client: Some(settings.client_limit), total: None };
     let control = settings.control.as_deref();
-    Ok(Service::start(server, Options { limits, control, socket, ..Options::default() })?)
+    Ok(Service::start(
+        server,
+        Options { limits, control, socket, disk, settings: settings.policy.clone(), ..Options::default() },
+    )?)
 }
 
 /// Returns when everything was brought back and everybody let go.

@@ -8,6 +8,7 @@ use crate::bytes::Bytes;
 use crate::config::STORE;
 use crate::failure::{Failure, Status, chain};
 use crate::logs::{self, Format, Level};
+use crate::policy;
 use std::ffi::{OsStr, OsString};
 use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
@@ -63,8 +64,11 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// Served by this process.
 fn served_here(args: &Run, signals: &Signals, program: &Program) -> Result<(Ended, Report), Failure> {
-    let store =
-        open_store(args.store.as_deref().unwrap_or(STORE)).map_err(|error| error.with(Status::Ours))?;
+    let spec = args.store.as_deref().unwrap_or(STORE);
+    let store = open_store(spec).map_err(|error| error.with(Status::Ours))?;
+    let disk = userswap_stores::spec::parse(spec).ok().as_ref().and_then(policy::disk);
+    let settings = args.policy.as_deref().map(policy::read).transpose();
+    let settings = settings.map_err(|error| error.with(Status::Ours))?.unwrap_or_default();
     let (_scratch, object) = put_object()?;
     let address = own_address();
     let server = Server::builder(store)
@@ -85,7 +89,7 @@ fn served_here(args: &Run, signals: &Signals, program: &Program) -> Result<(Ende
     // All that can fail before the command is there does; after that, nothing of ours ends it.
     let service = Service::start(
         server,
-        Options { limits, control: args.control.as_deref(), throttle, ..Options::default() },
+        Options { limits, control: args.control.as_deref(), throttle, disk, settings, ..Options::default() },
     )
     .map_err(|error| Failure::from(error).with(Status::Ours))?;
     let beside = Beside { object: &object, address: OsStr::new(&address), door };
