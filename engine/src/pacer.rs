@@ -75,13 +75,18 @@ impl Pacer {
             return self.move_all_out(space, keep);
         }
         // What is used is spared; then what nobody told of is looked for, too; then nothing is spared.
-        let mut done = self.go(space, pages, Victims::choose, keep, &mut total);
-        if done.is_ok() && total.moved < pages {
+        let mut cold = self.victims.cold();
+        let mut which = |victims: &mut Victims| match spare {
+            true => victims.choose_cold(&mut cold),
+            false => victims.choose(),
+        };
+        let mut done = self.go(space, pages, &mut which, keep, &mut total);
+        if done.is_ok() && total.moved < pages && !spare {
             let looked = self.look(space, true);
-            done = looked.and_then(|()| self.go(space, pages, Victims::choose, keep, &mut total));
+            done = looked.and_then(|()| self.go(space, pages, &mut which, keep, &mut total));
         }
         if done.is_ok() && total.moved < pages && !spare {
-            done = self.go(space, pages, Victims::choose_any, keep, &mut total);
+            done = self.go(space, pages, &mut Victims::choose_any, keep, &mut total);
         }
         if let Some(work) = &mut self.work {
             total.stored += space.write_all(work)?;
@@ -197,7 +202,7 @@ impl Pacer {
         &mut self,
         space: &Space,
         pages: u64,
-        which: fn(&mut Victims) -> Option<Victim>,
+        which: &mut dyn FnMut(&mut Victims) -> Option<Victim>,
         keep: Keep,
         total: &mut MovedOut,
     ) -> Result<(), EvictError> {

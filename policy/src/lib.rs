@@ -17,4 +17,4 @@ pub use budget::{Budget, Demand};
 pub use limit::{Limiter, Limits};
 pub use policy::{Activity, Answer, Footprint, Off, Order, Policy, Sample, Verdict, Wants, What, Within};
 pub use proactive::Proactive;
-pub use victims::{Victim, Victims};
+pub use victims::{Cold, Victim, Victims};
