@@ -9,12 +9,15 @@ mod limit;
 mod policy;
 pub mod proactive;
 pub mod replay;
+mod shares;
 pub mod strides;
 pub mod trace;
 mod victims;
 
 pub use budget::{Budget, Demand};
 pub use limit::{Limiter, Limits};
-pub use policy::{Activity, Answer, Footprint, Off, Order, Policy, Sample, Verdict, Wants, What, Within};
+pub use policy::{
+    Activity, Answer, Claim, Footprint, Off, Order, Policy, Sample, Verdict, Wants, What, Within,
+};
 pub use proactive::Proactive;
 pub use victims::{Cold, Victim, Victims};

@@ -1,6 +1,7 @@
 //! Holding processes together under a limit on what they have in memory, from samples of it.
 
 use crate::policy::{Answer, Footprint, IDLE, Order, Policy, Sample, Verdict};
+use crate::shares::parts;
 use std::time::Duration;
 
 /// What is to be held to, in bytes. 0 or `None` is no limit.
@@ -19,6 +20,7 @@ pub struct Limits {
 #[derive(Clone, Debug, Default)]
 pub struct Limiter {
     limits: Limits,
+    fair: bool,
     last: Option<Last>,
     /// Bytes a second that come in: at once what it was found to be, and slowly forgotten.
     inflow: u64,
@@ -77,6 +79,14 @@ impl Limiter {
         Self { limits, ..Self::default() }
     }
 
+    /// Who has more than its share of the limit gives first, and who has less keeps what it has. Otherwise each gives by what it has, and memory goes to whoever
+    /// touches most.
+    #[must_use]
+    pub fn fair(mut self, fair: bool) -> Self {
+        self.fair = fair;
+        self
+    }
+
     /// What it holds to.
     pub fn limits(&self) -> Limits {
         self.limits
@@ -120,7 +130,7 @@ impl Limiter {
         // Half the margin is slack: what is over its middle is taken down to its end, in one order worth the trip.
         if resident > shared.saturating_sub(margin / 2) {
             let excess = resident - shared.saturating_sub(margin).min(resident);
-            share_out(sample.clients, movable, excess, &mut orders);
+            order(sample.clients, &parts(sample.clients, excess, self.fair), excess, &mut orders);
         }
         let stuck = self.stuck.filter(|stuck| sample.at < stuck.until);
         if stuck.is_some_and(|stuck| sample.at < stuck.again) {
@@ -217,11 +227,10 @@ fn brake(from: u64, most: u64, resident: u64) -> Duration {
     if brake < SHORTEST_BRAKE { Duration::ZERO } else { brake }
 }
 
-/// Shares `excess` out by size. Who is busy keeps its share for the next time.
-fn share_out(clients: &[Footprint], movable: u64, excess: u64, orders: &mut Vec<Order>) {
-    for client in clients.iter().filter(|client| !client.busy) {
-        let share = (u128::from(excess) * u128::from(client.resident)).div_ceil(u128::from(movable.max(1)));
-        let bytes = u64::try_from(share).unwrap_or(u64::MAX).min(client.resident);
+/// Adds what each gives to the orders. Who is busy keeps its part for the next time.
+fn order(clients: &[Footprint], parts: &[u64], excess: u64, orders: &mut Vec<Order>) {
+    for (client, bytes) in clients.iter().zip(parts).filter(|(client, _)| !client.busy) {
+        let bytes = (*bytes).min(client.resident);
         if bytes < LEAST_ORDER.min(excess) || bytes == 0 {
             continue;
         }

@@ -94,8 +94,25 @@ pub struct Footprint {
     pub resident: u64,
     /// It is still at what it was last ordered to do.
     pub busy: bool,
+    /// What it may have beside the others.
+    pub claim: Claim,
     /// What it did since the sample before, if that is wanted.
     pub activity: Activity,
+}
+
+/// What a process may have of what all may have together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Claim {
+    /// Its share beside those of the others. At least 1 is taken.
+    pub weight: u32,
+    /// Bytes that it keeps in any case, as long as all such claims together can be met.
+    pub minimum: u64,
+}
+
+impl Default for Claim {
+    fn default() -> Self {
+        Self { weight: 1, minimum: 0 }
+    }
 }
 
 /// What a process did since the sample before.
@@ -226,9 +243,9 @@ pub struct Within<P> {
 }
 
 impl<P: Policy> Within<P> {
-    /// Holds `other` to `limits`.
-    pub fn new(limits: Limits, other: P) -> Self {
-        Self { limiter: crate::Limiter::new(limits), other }
+    /// Holds `other` to what `limiter` holds to.
+    pub fn new(limiter: crate::Limiter, other: P) -> Self {
+        Self { limiter, other }
     }
 }
 
@@ -330,7 +347,7 @@ mod tests {
     fn a_limit_comes_before_what_another_policy_wants() {
         let limits = Limits { resident: Some(64 * MIB), ..Limits::default() };
         let others = vec![Order { pid: 1, what: What::Back }, Order { pid: 2, what: What::Back }];
-        let mut within = Within::new(limits, Stubborn(others, Vec::new()));
+        let mut within = Within::new(crate::Limiter::new(limits), Stubborn(others, Vec::new()));
         let client = |pid, resident| Footprint { pid, resident, ..Footprint::default() };
         let clients = [client(1, 100 * MIB), client(2, 0)];
         let verdict = within.judge(&sample(&clients));

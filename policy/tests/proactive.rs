@@ -1,5 +1,7 @@
 //! The policy `proactive` over a model of a program: idle, busy, idle. What goes is chosen as the engine chooses it, which sees nothing but what comes back.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 use userswap_policy::proactive::Knobs;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use userswap_engine::{Change, Space, Stalled};
 use userswap_policy::chromium::Area;
-use userswap_policy::{Activity, Policy, Wants};
+use userswap_policy::{Activity, Claim, Policy, Wants};
 use userswap_uffd::page_bytes;
 
 /// Where to look.
@@ -18,7 +18,25 @@ pub struct Sights {
     pub pressure: Option<PathBuf>,
     /// A path on the disk that pages go to, if they do.
     pub disk: Option<PathBuf>,
+    /// What processes of a name may have beside others; of all names that count, the first fifteen bytes do, as in `/proc/PID/comm`.
+    pub claims: HashMap<String, Claim>,
 }
+
+impl Sights {
+    /// What a process may have.
+    pub(super) fn claim(&self, pid: u32) -> Claim {
+        if self.claims.is_empty() {
+            return Claim::default();
+        }
+        let name = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let name = name.trim_ascii_end();
+        let named = self.claims.iter().find(|(known, _)| known.bytes().take(COMM).eq(name.iter().copied()));
+        named.map(|(_, claim)| *claim).unwrap_or_default()
+    }
+}
+
+/// Bytes of a process's name that the kernel keeps.
+const COMM: usize = 15;
 
 /// What was seen, so that what is new can be told.
 #[derive(Default)]
@@ -120,8 +138,23 @@ mod tests {
     }
 
     #[test]
+    fn a_process_is_known_by_what_the_kernel_keeps_of_its_name() {
+        let pid = std::process::id();
+        let own = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().trim_end().to_owned();
+        let claim = Claim { weight: 3, minimum: 5 };
+        let sights = |name: String| Sights { claims: HashMap::from([(name, claim)]), ..Sights::default() };
+        assert_eq!(sights(own.clone()).claim(pid), claim);
+        assert_eq!(sights(format!("{own}!")).claim(pid) == claim, own.len() == COMM);
+        assert_eq!(sights("another".to_owned()).claim(pid), Claim::default());
+    }
+
+    #[test]
     fn nothing_is_read_that_nobody_wants() {
-        let sights = Sights { pressure: Some("/nowhere".into()), disk: Some(std::env::temp_dir()) };
+        let sights = Sights {
+            pressure: Some("/nowhere".into()),
+            disk: Some(std::env::temp_dir()),
+            ..Sights::default()
+        };
         let mut eyes = Eyes::default();
         assert_eq!(eyes.machine(&sights, Wants::default()), (None, None));
         let (share, free) = eyes.machine(&sights, Wants { disk: true, pressure: true, ..Wants::default() });

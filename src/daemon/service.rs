@@ -68,7 +68,7 @@ impl Service {
         let (policy, sights, settings) = match options.policy {
             Some((mut own, pressure)) => {
                 own.set_limits(options.limits);
-                (own, Sights { pressure, disk: disk.clone() }, None)
+                (own, Sights { pressure, disk: disk.clone(), ..Sights::default() }, None)
             }
             None => {
                 let settings = options.settings;

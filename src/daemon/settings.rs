@@ -3,10 +3,11 @@
 use super::eyes::Sights;
 use super::units::{Bytes, Share, Time};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 use userswap_policy::chromium::Browser;
-use userswap_policy::{Limiter, Limits, Off, Policy, Proactive, Within, chromium, proactive};
+use userswap_policy::{Claim, Limiter, Limits, Off, Policy, Proactive, Within, chromium, proactive};
 
 /// Which policy, with which numbers. What isn't said is as usual.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -14,10 +15,38 @@ use userswap_policy::{Limiter, Limits, Off, Policy, Proactive, Within, chromium,
 pub struct PolicySettings {
     /// Who decides.
     pub preset: Preset,
+    /// How a limit is held, by any preset that does.
+    pub limit: LimitSettings,
     /// The numbers of `chromium`.
     pub chromium: ChromiumSettings,
     /// The numbers of `proactive`.
     pub proactive: ProactiveSettings,
+    /// What programs may have beside others, by their names.
+    pub clients: BTreeMap<String, ClientSettings>,
+}
+
+/// How a limit is held.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LimitSettings {
+    /// Who has more than its share by weight gives first.
+    pub fair: bool,
+}
+
+/// What a program may have beside others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ClientSettings {
+    /// Its share.
+    pub weight: u32,
+    /// What it keeps in any case, while the limit allows.
+    pub minimum: Bytes,
+}
+
+impl Default for ClientSettings {
+    fn default() -> Self {
+        Self { weight: Claim::default().weight, minimum: Bytes(Claim::default().minimum) }
+    }
 }
 
 /// The policies there are.
@@ -136,24 +165,28 @@ impl PolicySettings {
             ("proactive.first", proactive.first.0 > 0.0, "it is more than 0: nothing would ever be probed"),
             ("proactive.most", proactive.most.0 >= proactive.first.0, "it is no less than `first`"),
         ];
+        if self.clients.values().any(|client| client.weight == 0) {
+            return Err(SettingsError { key: "clients", sentence: "a weight is 1 or more" });
+        }
         let broken = laws.into_iter().find(|(_, holds, _)| !holds);
         broken.map_or(Ok(()), |(key, _, sentence)| Err(SettingsError { key, sentence }))
     }
 
     /// The policy, within these limits.
     pub fn policy(&self, limits: Limits) -> Box<dyn Policy> {
+        let limiter = Limiter::new(limits).fair(self.limit.fair);
         match self.preset {
             Preset::Off => {
                 let mut off = Off::default();
                 off.set_limits(limits);
                 Box::new(off)
             }
-            Preset::Limit => Box::new(Limiter::new(limits)),
+            Preset::Limit => Box::new(limiter),
             Preset::Chromium => {
                 let browser = Browser::new(self.chromium.knobs(), self.chromium.scarce.0);
-                Box::new(Within::new(limits, browser))
+                Box::new(Within::new(limiter, browser))
             }
-            Preset::Proactive => Box::new(Within::new(limits, Proactive::new(self.proactive.knobs()))),
+            Preset::Proactive => Box::new(Within::new(limiter, Proactive::new(self.proactive.knobs()))),
         }
     }
 
@@ -169,7 +202,9 @@ impl PolicySettings {
             Source::Machine => Some(PathBuf::from("/proc/pressure/memory")),
             Source::File(path) => Some(path.clone()),
         };
-        Sights { pressure, disk }
+        let claim = |client: &ClientSettings| Claim { weight: client.weight, minimum: client.minimum.0 };
+        let claims = self.clients.iter().map(|(name, client)| (name.clone(), claim(client))).collect();
+        Sights { pressure, disk, claims }
     }
 }
 
@@ -283,7 +318,12 @@ mod tests {
 
     /// Every key with its default, as it would be written in a file.
     fn defaults() -> BTreeMap<String, String> {
-        let all = serde_json::to_value(PolicySettings::default()).unwrap();
+        let mut all = PolicySettings::default();
+        all.clients.insert("NAME".to_owned(), ClientSettings::default());
+        let mut all = serde_json::to_value(all).unwrap();
+        let client = all["clients"]["NAME"].take();
+        all.as_object_mut().unwrap().remove("clients");
+        all["clients.NAME"] = client;
         let mut keys = BTreeMap::new();
         for (table, value) in all.as_object().unwrap() {
             match value.as_object() {
@@ -349,6 +389,7 @@ mod tests {
             (r#"{"chromium":{"pages-per-region":0}}"#, "chromium.pages-per-region"),
             (r#"{"proactive":{"stall":0}}"#, "proactive.stall"),
             (r#"{"proactive":{"first":"6%"}}"#, "proactive.most"),
+            (r#"{"clients":{"a":{"weight":0}}}"#, "clients"),
         ] {
             let settings: PolicySettings = serde_json::from_str(text).unwrap();
             assert_eq!(settings.check().unwrap_err().key, key);

@@ -165,6 +165,7 @@ impl Shared {
                 (policy.wants(), policy.limits())
             };
             let fixed = self.look(&orders, exactly, limits, &mut shares, &mut clients);
+            self.claim(&mut clients);
             if wants.activity {
                 let activity = eyes.activity(&self.server);
                 for client in &mut clients {
@@ -217,6 +218,13 @@ impl Shared {
                 }
                 return;
             }
+        }
+    }
+
+    fn claim(&self, clients: &mut [Footprint]) {
+        let sights = self.sights.lock();
+        for client in clients {
+            client.claim = sights.claim(client.pid);
         }
     }
 

@@ -59,10 +59,12 @@ fn the_policy_in_force_is_shown_and_changed_and_a_bad_one_changes_nothing() {
     let mut run = Talk::start(&mut place.userswap(&["run", "-q", "--control", &control, "--", "cat"]));
     until("it listens", || place.path("c").exists().then_some(()));
     let ctl = |words: &[&str]| place.output(&[&["ctl", "--control", &control, "policy"][..], words].concat());
-    assert_eq!(text(&ctl(&[]).stdout), "preset = \"limit\"\n");
+    assert_eq!(text(&ctl(&[]).stdout), "preset = \"limit\"\n\n[limit]\nfair = false\n");
     let file = write(&place, "p.toml", "preset = 'chromium'\n[chromium]\nidle = '5s'\n");
     let shown = ctl(&[&file]);
-    assert!(text(&shown.stdout).starts_with("preset = \"chromium\"\n\n[chromium]\n"));
+    assert!(
+        text(&shown.stdout).starts_with("preset = \"chromium\"\n\n[limit]\nfair = false\n\n[chromium]\n")
+    );
     assert!(text(&shown.stdout).contains("idle = \"5s\"\n") && text(&ctl(&[]).stdout) == text(&shown.stdout));
     // What is shown says the same again.
     let again = write(&place, "again.toml", text(&shown.stdout));
@@ -174,5 +176,45 @@ fn what_an_idle_program_doesnt_miss_is_taken_without_any_limit() {
         run.ask("check");
     }
     assert!(run.end().success());
+    place.assert_clean();
+}
+
+/// Two programs of the same size under a limit that holds one of them and a half. One touches all it has over and over: by size alone it gets all there is.
+#[test]
+fn who_touches_most_leaves_the_other_its_share() {
+    let test = "who_touches_most_leaves_the_other_its_share";
+    let Some((place, filler)) = with_filler(test) else { return };
+    let policy = write(&place, "p.toml", "[limit]\nfair = true\n");
+    let (socket, control) = (place.at("s"), place.at("c"));
+    let arguments =
+        ["daemon", "--listen", &socket, "--control", &control, "--policy", &policy, "--limit", "48M"];
+    let mut daemon = place.userswap(&arguments).stderr(std::process::Stdio::null()).spawn().unwrap();
+    until("it listens", || place.path("s").exists().then_some(()));
+    let run = |name: &str| {
+        let mut run =
+            Talk::start(&mut place.userswap(&["run", "-q", "--daemon", &socket, "--", &filler, "32"]));
+        run.expect("ready");
+        run.ask(name);
+        run
+    };
+    let mut quiet = run("check");
+    let pid = until("it is a client", || ask(&place, &["clients"])[0]["pid"].as_u64());
+    let mut busy = run("check");
+    let resident = || {
+        let clients = ask(&place, &["clients"]);
+        let mut clients = clients.as_array().unwrap().iter();
+        clients.find(|client| client["pid"] == pid).unwrap()["resident_bytes"].as_u64().unwrap()
+    };
+    until("both are clients", || (ask(&place, &["clients"]).as_array().unwrap().len() == 2).then_some(()));
+    quiet.ask("check");
+    for _ in 0..30 {
+        busy.ask("churn");
+        // Its share is 24 MiB, less a margin of a third at most while much comes in.
+        assert!(resident() >= 14 << 20, "{}", resident());
+    }
+    quiet.ask("check");
+    assert!(quiet.end().success() && busy.end().success());
+    crate::support::signal(daemon.id(), "TERM");
+    assert!(daemon.wait().unwrap().success());
     place.assert_clean();
 }

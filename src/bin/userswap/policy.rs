@@ -34,17 +34,28 @@ pub(crate) fn disk(spec: &Spec) -> Option<PathBuf> {
     }
 }
 
-/// The settings as a file that says the same: of a preset its own table alone.
+/// The settings as a file that says the same: of presets the table of its own alone, and what limits are held by.
 pub(crate) fn as_file(settings: &PolicySettings) -> String {
     let all = serde_json::to_value(settings).unwrap_or_default();
     let preset = all.get("preset").cloned().unwrap_or_default();
+    let name = preset.as_str().unwrap_or_default();
     let mut text = format!("preset = {preset}\n");
-    let table = preset.as_str().and_then(|name| all.get(name)?.as_object());
-    if let Some(values) = table {
-        text.push_str(&format!("\n[{}]\n", preset.as_str().unwrap_or_default()));
-        for (key, value) in values {
-            text.push_str(&format!("{key} = {value}\n"));
+    let mut table = |name: &str, values: Option<&serde_json::Value>| {
+        if let Some(values) = values.and_then(serde_json::Value::as_object) {
+            text.push_str(&format!("\n[{name}]\n"));
+            for (key, value) in values {
+                text.push_str(&format!("{key} = {value}\n"));
+            }
         }
+    };
+    if name != "off" {
+        table("limit", all.get("limit"));
+    }
+    if name != "limit" {
+        table(name, all.get(name));
+    }
+    for (client, values) in all.get("clients").and_then(serde_json::Value::as_object).into_iter().flatten() {
+        table(&format!("clients.{}", serde_json::Value::from(client.as_str())), Some(values));
     }
     text
 }
@@ -56,7 +67,8 @@ mod tests {
     #[test]
     fn what_is_shown_is_a_policy_file() {
         for (_, preset) in Preset::NAMES {
-            let settings = PolicySettings::from(preset);
+            let mut settings = PolicySettings::from(preset);
+            settings.clients.insert("a b".to_owned(), Default::default());
             let text = as_file(&settings);
             assert_eq!(toml::from_str::<PolicySettings>(&text).unwrap(), settings, "{text}");
         }
