@@ -5,7 +5,8 @@
 
 The program has so many MiB, three eighths of their bytes random. It idles (touches 300 pages over and over, a few times a second), is busy with half of
 its memory (touches bytes all over it as fast as it can, and counts), idles again. While it is busy the policy is switched between `off` and the one that is
-measured, every ten seconds, in pairs whose order alternates: what is compared is a second of one and a second of the other in the same run. The first
+measured, every ten seconds, in pairs whose order alternates: what is compared is a second of one and a second of the other in the same run, also by the CPU
+time that the program had: beside others it has less than a second. The first
 ten seconds after idling are told apart: all that is touched comes back then.
 
 Prints seconds, memory, and what was out to standard output as CSV, and a summary to standard error.
@@ -25,7 +26,7 @@ PAGE = 4096
 
 
 def work(mib, idle, busy):
-    """The program. A line a second: the phase, and how often it went round."""
+    """The program. A line a second: the phase, how often it went round, and the CPU time it had for that."""
     memory = mmap.mmap(-1, mib << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     chance = random.Random(1)
     words = [chance.randbytes(24) + bytes(40) for _ in range(4096)]
@@ -37,7 +38,7 @@ def work(mib, idle, busy):
     for phase, seconds in (("idle", idle), ("busy", busy), ("idle", idle)):
         over = time.monotonic() + seconds
         while time.monotonic() < over:
-            rounds, until = 0, time.monotonic() + 1
+            rounds, until, cpu = 0, time.monotonic() + 1, time.thread_time()
             while time.monotonic() < until:
                 if phase == "idle":
                     for page in range(300):
@@ -50,7 +51,7 @@ def work(mib, idle, busy):
                         at = state % half
                         memory[at] = (memory[at] + 1) & 255
                 rounds += 1
-            print(phase, rounds, flush=True)
+            print(phase, rounds, time.thread_time() - cpu, flush=True)
 
 
 class Control:
@@ -73,15 +74,15 @@ def measure(args):
     control = Control(args.userswap, socket)
     assert program.stdout.readline() == "ready\n"
     start, rows, in_force, busy_for = time.monotonic(), [], args.policy, 0
-    print("second,phase,policy,rounds,resident_mib,out_mib")
+    print("second,phase,policy,rounds,cpu_s,resident_mib,out_mib")
     for line in program.stdout:
-        phase, rounds = line.split()
+        phase, rounds, cpu = line.split()
         clients = control.ask("clients") or [{"resident_bytes": 0, "moved_out_bytes": 0}]
         resident = clients[0]["resident_bytes"] / (1 << 20)
         out = clients[0]["moved_out_bytes"] / (1 << 20)
         second = round(time.monotonic() - start)
-        rows.append((second, phase, in_force, int(rounds), resident, out, busy_for))
-        print(f"{second},{phase},{in_force},{rounds},{resident:.1f},{out:.1f}", flush=True)
+        rows.append((second, phase, in_force, int(rounds), resident, out, busy_for, float(cpu)))
+        print(f"{second},{phase},{in_force},{rounds},{float(cpu):.3f},{resident:.1f},{out:.1f}", flush=True)
         busy_for = busy_for + 1 if phase == "busy" else 0
         # Ten seconds of waking, then pairs of tens: ABBA.
         wanted = args.policy
@@ -111,10 +112,11 @@ def summary(args, rows, report):
     say(f"waking: {busy[0][3]} rounds in the first second, {busy[1][3]} in the next")
     # The second in which it is switched belongs to nobody.
     steady = [row for row in busy if row[6] >= 10 and (row[6] - 10) % 10 != 0]
-    with_it = [row[3] for row in steady if row[2] != "off"]
-    without = [row[3] for row in steady if row[2] == "off"]
-    loss = 1 - mean(with_it) / mean(without)
-    say(f"busy: {mean(with_it):.1f} rounds a second, {mean(without):.1f} with it off: {loss:+.2%} lost")
+    with_it = [row for row in steady if row[2] != "off"]
+    without = [row for row in steady if row[2] == "off"]
+    for what, of in (("second", lambda row: row[3]), ("second of its own CPU time", lambda row: row[3] / row[7])):
+        one, other = mean([of(row) for row in with_it]), mean([of(row) for row in without])
+        say(f"busy: {one:.1f} rounds a {what}, {other:.1f} with it off: {1 - one / other:+.2%} lost")
     say(f"busy: {mean([row[5] for row in steady]) / args.mib:.0%} out in the mean")
     keys = ("pages_out", "pages_in", "faults", "fault_ns")
     say(json.dumps({key: report[key] for key in keys}))
