@@ -103,7 +103,7 @@ const SOON: u64 = 8;
 const MOST_PASSES: u32 = 16;
 
 /// Rounds that a block which was used when it was tried is passed over by who isn't in need.
-const SPARED: u32 = MOST_PASSES / 2;
+const SPARED: u32 = MOST_PASSES / 4;
 
 /// Blocks tried for one that goes out, at most: whoever waits for memory shouldn't wait for all of it to be tried.
 const TRIALS: u32 = 4;
