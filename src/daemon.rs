@@ -9,6 +9,7 @@ pub mod confine;
 mod confinement;
 #[cfg(feature = "control")]
 pub mod control;
+mod eyes;
 pub mod footprint;
 #[cfg(all(feature = "control", feature = "run"))]
 mod handover;
@@ -16,6 +17,7 @@ mod heir;
 #[cfg(all(feature = "control", feature = "run"))]
 mod keeper;
 mod notes;
+mod orders;
 mod own;
 mod reach;
 mod recorder;
@@ -24,17 +26,22 @@ pub mod report;
 mod server;
 #[cfg(feature = "control")]
 mod service;
+#[cfg(feature = "control")]
+pub mod settings;
 mod steward;
 mod survey;
 mod sweep;
 mod throttle;
 mod total;
+#[cfg(feature = "control")]
+pub mod units;
 mod upkeep;
 mod warden;
 
 pub use builder::ServerBuilder;
 #[cfg(feature = "control")]
 pub use confinement::Confinement;
+pub use eyes::Sights;
 #[cfg(all(feature = "control", feature = "run"))]
 pub use handover::QUESTION;
 pub use heir::Heritage;

@@ -12,6 +12,7 @@
 //! record of its outcome; [`FaultWork::run`] goes through them on a thread, the simulator goes through those of many
 //! threads in any order it likes. All buffers are made once: serving a fault from a store in memory allocates nothing.
 
+use crate::changes::Change;
 use crate::core::{Decision, Flight, Install, Lost, PageIndex, PageState, Segment, Transition, Zeroed};
 use crate::directory::{Directory, Region, bytes_of};
 use crate::memory::Fault;
@@ -471,9 +472,15 @@ impl FaultWork {
         {
             // Before the wake: the thread may take this CPU and keep it.
             if let Some(read_at) = self.read_at.take() {
-                space.service().record(read_at.elapsed());
+                let took = read_at.elapsed();
+                space.service().record(took);
+                // A page that never was anywhere costs its first touch in any case.
+                if let (Some(thread), Some(_)) = (self.fault.thread, self.installed_at) {
+                    space.stalls().record(thread, took);
+                }
             }
             space.arrivals().note(from, to);
+            space.note_change(Change::Came(from, to));
             space.memory().wake(span);
         }
         space.release(&mut self.lost);

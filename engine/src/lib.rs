@@ -5,6 +5,7 @@
 
 mod arrivals;
 mod brake;
+mod changes;
 pub mod core;
 pub mod directory;
 pub mod engine;
@@ -24,10 +25,12 @@ pub mod shares;
 pub mod slots;
 pub mod space;
 pub mod stages;
+pub mod stalls;
 mod steer;
 pub mod watched;
 mod writes;
 
+pub use changes::Change;
 pub use engine::{Engine, EngineBuilder, Observer, SpaceId, Unobserved};
 pub use evict::{EvictError, Keep, MovedOut};
 pub use histogram::Histogram;
@@ -38,4 +41,5 @@ pub use pacer::Pacer;
 pub use space::recover::Recovered;
 pub use space::{Space, Usage};
 pub use stages::{Stage, Stages};
+pub use stalls::{Stalled, Stalls};
 pub use watched::{Reach, Watched};

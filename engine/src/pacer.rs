@@ -46,23 +46,47 @@ impl Pacer {
     /// # Errors
     /// As [`Space::move_out`].
     pub fn move_out(&mut self, space: &Space, pages: u64, keep: Keep) -> Result<MovedOut, EvictError> {
+        self.move_some_out(space, pages, keep, false)
+    }
+
+    /// As [`move_out`](Self::move_out), but fewer pages rather than any of what is known to be used.
+    ///
+    /// # Errors
+    /// As [`Space::move_out`].
+    pub fn move_cold_out(&mut self, space: &Space, pages: u64, keep: Keep) -> Result<MovedOut, EvictError> {
+        self.move_some_out(space, pages, keep, true)
+    }
+
+    fn move_some_out(
+        &mut self,
+        space: &Space,
+        pages: u64,
+        keep: Keep,
+        spare: bool,
+    ) -> Result<MovedOut, EvictError> {
         let mut total = MovedOut::default();
         let told = self.hear(space);
-        let unsure = !told || pages >= self.victims.pages();
+        let all = !spare && pages >= self.victims.pages();
+        let unsure = !told || all;
         if unsure || self.look_at.is_none_or(|at| at <= Instant::now()) {
             self.look(space, unsure)?;
         }
-        if pages >= self.victims.pages() {
+        if !spare && pages >= self.victims.pages() {
             return self.move_all_out(space, keep);
         }
         // What is used is spared; then what nobody told of is looked for, too; then nothing is spared.
-        let mut done = self.go(space, pages, Victims::choose, keep, &mut total);
-        if done.is_ok() && total.moved < pages {
+        let mut cold = self.victims.cold();
+        let mut which = |victims: &mut Victims| match spare {
+            true => victims.choose_cold(&mut cold),
+            false => victims.choose(),
+        };
+        let mut done = self.go(space, pages, &mut which, keep, &mut total);
+        if done.is_ok() && total.moved < pages && !spare {
             let looked = self.look(space, true);
-            done = looked.and_then(|()| self.go(space, pages, Victims::choose, keep, &mut total));
+            done = looked.and_then(|()| self.go(space, pages, &mut which, keep, &mut total));
         }
-        if done.is_ok() && total.moved < pages {
-            done = self.go(space, pages, Victims::choose_any, keep, &mut total);
+        if done.is_ok() && total.moved < pages && !spare {
+            done = self.go(space, pages, &mut Victims::choose_any, keep, &mut total);
         }
         if let Some(work) = &mut self.work {
             total.stored += space.write_all(work)?;
@@ -83,6 +107,50 @@ impl Pacer {
             let remain = if total.pinned > 0 { there(space, victim, &mut self.present) } else { 0 };
             self.victims.left(victim, (victim.pages & !remain).count_ones(), remain);
         }
+        Ok(total)
+    }
+
+    /// Those of the parts in care, cut into regions of so many pages, of which every page is in memory.
+    ///
+    /// # Errors
+    /// When the page table can't be read.
+    pub fn whole_regions(&mut self, space: &Space, pages: u32) -> Result<Vec<Span>, EvictError> {
+        let bytes = u64::from(pages.max(1)) * page_bytes();
+        let mut whole = Vec::new();
+        for span in space.spans() {
+            space.memory().resident(span, &mut self.present)?;
+            let regions = self.present.chunks_exact(pages.max(1) as usize).zip(0..);
+            let present = regions.filter(|(present, _)| present.iter().all(|page| *page));
+            whole.extend(
+                present.filter_map(|(_, at): (_, u64)| Span::new(span.start() + at * bytes, bytes).ok()),
+            );
+        }
+        Ok(whole)
+    }
+
+    /// Moves these regions out, one after the other. What of each went is told in the same order, as far as it came.
+    ///
+    /// # Errors
+    /// As [`Space::move_out`]; `went` then tells of those before.
+    pub fn move_regions_out(
+        &mut self,
+        space: &Space,
+        regions: &[Span],
+        keep: Keep,
+        went: &mut Vec<u64>,
+    ) -> Result<MovedOut, EvictError> {
+        let work = self.work.get_or_insert_with(|| EvictWork::new(space.slots().slot_pages()));
+        let mut total = MovedOut::default();
+        went.clear();
+        for region in regions {
+            let moved = space.move_out_by(work, *region, u64::MAX, keep.into())?;
+            went.push(moved.moved);
+            total += moved;
+            if space.slots().drained() >= DRAINED {
+                space.reclaim_slots()?;
+            }
+        }
+        space.reclaim_slots()?;
         Ok(total)
     }
 
@@ -134,7 +202,7 @@ impl Pacer {
         &mut self,
         space: &Space,
         pages: u64,
-        which: fn(&mut Victims) -> Option<Victim>,
+        which: &mut dyn FnMut(&mut Victims) -> Option<Victim>,
         keep: Keep,
         total: &mut MovedOut,
     ) -> Result<(), EvictError> {

@@ -5,6 +5,7 @@ pub(crate) mod recover;
 
 use crate::arrivals::Arrivals;
 use crate::brake::Brake;
+use crate::changes::{Change, Changes};
 use crate::core::{
     Counts, Generation, Lost, Nearby, PageIndex, PageTable, Piece, RegionId, Shard, SlotId, Transition,
 };
@@ -14,6 +15,7 @@ use crate::memory::{Batch, Fault, Memory, MemoryError};
 use crate::shares::Shares;
 use crate::slots::{Phase, SlotNames, SlotPool, Standing};
 use crate::stages::Stages;
+use crate::stalls::Stalls;
 use crate::writes::Writes;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::collections::HashMap;
@@ -59,6 +61,8 @@ pub struct Space {
     stages: OnceLock<Box<Stages>>,
     nearby: Mutex<Nearby>,
     arrivals: Arrivals,
+    changes: Changes,
+    stalls: Stalls,
     writes: Writes,
     broken_promise: AtomicBool,
     sentinel: AtomicU64,
@@ -153,6 +157,8 @@ impl Space {
             stages: OnceLock::new(),
             nearby: Mutex::default(),
             arrivals: Arrivals::default(),
+            changes: Changes::default(),
+            stalls: Stalls::default(),
             writes: Writes::default(),
             broken_promise: AtomicBool::new(false),
             sentinel: AtomicU64::new(0),
@@ -385,6 +391,20 @@ impl Space {
     /// was more than is remembered, or it is the first time anybody asks. Only one may ask: a [`Pacer`](crate::Pacer) does.
     pub fn take_arrivals(&self, ranges: &mut Vec<(u64, u64)>) -> bool {
         self.arrivals.take(ranges)
+    }
+
+    /// What became of ranges since the last time somebody asked; `None` if that isn't known. For those who keep an account of what is out; only one may.
+    pub fn take_changes(&self) -> Option<Vec<Change>> {
+        self.changes.take()
+    }
+
+    /// How long its threads waited for pages that were out.
+    pub fn stalls(&self) -> &Stalls {
+        &self.stalls
+    }
+
+    pub(crate) fn note_change(&self, change: Change) {
+        self.changes.note(change);
     }
 
     pub(crate) fn arrivals(&self) -> &Arrivals {

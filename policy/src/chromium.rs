@@ -6,9 +6,11 @@
 
 mod areas;
 mod knobs;
+mod steering;
 
 pub use areas::{Area, regions, shuffle};
 pub use knobs::Knobs;
+pub use steering::Browser;
 
 use areas::Book;
 use std::collections::HashMap;
@@ -257,6 +259,14 @@ impl Chromium {
         if let Some(client) = self.clients.get_mut(&pid) {
             let back = client.book.came_back(start, at, self.knobs.blocked_refault);
             self.used = self.used.saturating_sub(back);
+        }
+    }
+
+    /// As [`came_back`](Self::came_back), of every region that a range is in.
+    pub fn came_back_within(&mut self, pid: u32, area: Area, at: Duration) {
+        let Some(client) = self.clients.get(&pid) else { return };
+        for start in client.book.out_within(area) {
+            self.came_back(pid, start, at);
         }
     }
 

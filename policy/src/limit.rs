@@ -1,5 +1,7 @@
 //! Holding processes together under a limit on what they have in memory, from samples of it.
 
+use crate::policy::{Answer, Footprint, IDLE, Order, Policy, Sample, Verdict};
+use crate::shares::parts;
 use std::time::Duration;
 
 /// What is to be held to, in bytes. 0 or `None` is no limit.
@@ -13,59 +15,12 @@ pub struct Limits {
     pub client: Option<u64>,
 }
 
-/// One process as it was found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Footprint {
-    /// Names it.
-    pub pid: u32,
-    /// What it has in memory, in bytes.
-    pub resident: u64,
-    /// It is still at what it was last ordered to move out.
-    pub busy: bool,
-}
-
-/// Everything as it was found at one moment.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Sample<'a> {
-    /// When, since any fixed moment.
-    pub at: Duration,
-    /// The processes that can be told to move memory out.
-    pub clients: &'a [Footprint],
-    /// What others have that counts too but can't be moved, in bytes.
-    pub fixed: u64,
-    /// What the store holds, in bytes.
-    pub store: u64,
-    /// Bytes moved out since any fixed moment: what came in is told from this.
-    pub moved_out: u64,
-}
-
-/// One process is to move out so much.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Order {
-    /// The process.
-    pub pid: u32,
-    /// Bytes, more than 0.
-    pub bytes: u64,
-}
-
-/// What follows from a sample.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Verdict {
-    /// Who moves out what, now.
-    pub orders: Vec<Order>,
-    /// When to look again.
-    pub next: Duration,
-    /// How long a page that comes back is to wait, since pages come faster than they go; zero while they don't.
-    pub brake: Duration,
-    /// Bytes over the limit now, 0 at or under it.
-    pub over: u64,
-}
-
 /// Decides from one sample after the other. It aims below the limit by what came in lately while it looked away, so that memory
 /// that grows is met before the limit and not after.
 #[derive(Clone, Debug, Default)]
 pub struct Limiter {
     limits: Limits,
+    fair: bool,
     last: Option<Last>,
     /// Bytes a second that come in: at once what it was found to be, and slowly forgotten.
     inflow: u64,
@@ -93,9 +48,6 @@ const SOONEST: Duration = Duration::from_millis(5);
 
 /// Looked at no more rarely.
 const LATEST: Duration = Duration::from_millis(100);
-
-/// Looked at so rarely where there is no limit, for the record only.
-const IDLE: Duration = Duration::from_millis(250);
 
 /// How far ahead the inflow is met: the time between two looks and that of moving out.
 const AHEAD: Duration = Duration::from_millis(40);
@@ -127,6 +79,14 @@ impl Limiter {
         Self { limits, ..Self::default() }
     }
 
+    /// Who has more than its share of the limit gives first, and who has less keeps what it has. Otherwise each gives by what it has, and memory goes to whoever
+    /// touches most.
+    #[must_use]
+    pub fn fair(mut self, fair: bool) -> Self {
+        self.fair = fair;
+        self
+    }
+
     /// What it holds to.
     pub fn limits(&self) -> Limits {
         self.limits
@@ -144,7 +104,7 @@ impl Limiter {
 
     /// Orders for `asked` bytes in all were carried out, and `moved` bytes went. Where there is much less to move than would have to be,
     /// holding pages back gains nothing: what the program needs to take a step is more than it may have.
-    pub fn answered(&mut self, at: Duration, asked: u64, moved: u64) {
+    pub fn answered_in_all(&mut self, at: Duration, asked: u64, moved: u64) {
         if asked == 0 {
             return;
         }
@@ -170,7 +130,7 @@ impl Limiter {
         // Half the margin is slack: what is over its middle is taken down to its end, in one order worth the trip.
         if resident > shared.saturating_sub(margin / 2) {
             let excess = resident - shared.saturating_sub(margin).min(resident);
-            share_out(sample.clients, movable, excess, &mut orders);
+            order(sample.clients, &parts(sample.clients, excess, self.fair), excess, &mut orders);
         }
         let stuck = self.stuck.filter(|stuck| sample.at < stuck.until);
         if stuck.is_some_and(|stuck| sample.at < stuck.again) {
@@ -225,8 +185,8 @@ impl Limiter {
             .clients
             .iter()
             .filter(|client| !client.busy && client.resident > most - margin / 2)
-            .map(|client| Order { pid: client.pid, bytes: client.resident - (most - margin) })
-            .filter(|order| order.bytes >= LEAST_ORDER)
+            .map(|client| Order::out(client.pid, client.resident - (most - margin)))
+            .filter(|order| order.bytes() >= LEAST_ORDER)
             .collect()
     }
 
@@ -240,6 +200,25 @@ impl Limiter {
     }
 }
 
+impl Policy for Limiter {
+    fn judge(&mut self, sample: &Sample<'_>) -> Verdict {
+        self.judge(sample)
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits()
+    }
+
+    fn set_limits(&mut self, limits: Limits) {
+        self.set_limits(limits);
+    }
+
+    fn answered(&mut self, at: Duration, answers: &[Answer]) {
+        let sum = |of: fn(&Answer) -> u64| answers.iter().map(of).sum();
+        self.answered_in_all(at, sum(|answer| answer.order.bytes()), sum(|answer| answer.moved));
+    }
+}
+
 /// How long a page waits: with more than `from` in memory the longer the more it is, by the square, and the longest at the limit. So
 /// what comes in settles between the two at what goes out, whether that is much or little.
 fn brake(from: u64, most: u64, resident: u64) -> Duration {
@@ -248,17 +227,16 @@ fn brake(from: u64, most: u64, resident: u64) -> Duration {
     if brake < SHORTEST_BRAKE { Duration::ZERO } else { brake }
 }
 
-/// Shares `excess` out by size. Who is busy keeps its share for the next time.
-fn share_out(clients: &[Footprint], movable: u64, excess: u64, orders: &mut Vec<Order>) {
-    for client in clients.iter().filter(|client| !client.busy) {
-        let share = (u128::from(excess) * u128::from(client.resident)).div_ceil(u128::from(movable.max(1)));
-        let bytes = u64::try_from(share).unwrap_or(u64::MAX).min(client.resident);
+/// Adds what each gives to the orders. Who is busy keeps its part for the next time.
+fn order(clients: &[Footprint], parts: &[u64], excess: u64, orders: &mut Vec<Order>) {
+    for (client, bytes) in clients.iter().zip(parts).filter(|(client, _)| !client.busy) {
+        let bytes = (*bytes).min(client.resident);
         if bytes < LEAST_ORDER.min(excess) || bytes == 0 {
             continue;
         }
         match orders.iter_mut().find(|order| order.pid == client.pid) {
-            Some(order) => order.bytes = order.bytes.max(bytes),
-            None => orders.push(Order { pid: client.pid, bytes }),
+            Some(order) => *order = Order::out(client.pid, order.bytes().max(bytes)),
+            None => orders.push(Order::out(client.pid, bytes)),
         }
     }
 }
@@ -279,11 +257,19 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn client(pid: u32, resident: u64) -> Footprint {
-        Footprint { pid, resident, busy: false }
+        Footprint { pid, resident, ..Footprint::default() }
     }
 
     fn sample(at: u64, clients: &[Footprint], moved_out: u64) -> Sample<'_> {
-        Sample { at: Duration::from_millis(at), clients, fixed: 0, store: 0, moved_out }
+        Sample {
+            at: Duration::from_millis(at),
+            clients,
+            fixed: 0,
+            store: 0,
+            moved_out,
+            stalled: None,
+            free_disk: None,
+        }
     }
 
     fn resident(bytes: u64) -> Limits {
@@ -302,7 +288,7 @@ mod tests {
     fn what_is_over_goes_and_a_little_more() {
         let mut limiter = Limiter::new(resident(64 * MIB));
         let verdict = limiter.judge(&sample(0, &[client(1, 100 * MIB)], 0));
-        assert_eq!(verdict.orders, [Order { pid: 1, bytes: 38 * MIB }]);
+        assert_eq!(verdict.orders, [Order::out(1, 38 * MIB)]);
         assert_eq!((verdict.over, verdict.next), (36 * MIB, SOONEST));
         assert_eq!(limiter.judge(&sample(100, &[client(1, 62 * MIB)], 38 * MIB)).orders, []);
     }
@@ -313,7 +299,7 @@ mod tests {
         let clients = [client(1, 66 * MIB), Footprint { busy: true, ..client(2, 33 * MIB) }];
         let margin = 66 * MIB / 32;
         let verdict = limiter.judge(&sample(0, &clients, 0));
-        assert_eq!(verdict.orders, [Order { pid: 1, bytes: ((33 * MIB + margin) * 2).div_ceil(3) }]);
+        assert_eq!(verdict.orders, [Order::out(1, ((33 * MIB + margin) * 2).div_ceil(3))]);
     }
 
     #[test]
@@ -326,7 +312,7 @@ mod tests {
         assert!(verdict.next <= Duration::from_millis(40), "{:?}", verdict.next);
         let verdict = limiter.judge(&sample(90, &[client(1, 58 * MIB)], 0));
         assert_eq!(verdict.over, 0);
-        assert!(verdict.orders[0].bytes > 10 * MIB, "{verdict:?}");
+        assert!(verdict.orders[0].bytes() > 10 * MIB, "{verdict:?}");
     }
 
     #[test]
@@ -351,7 +337,7 @@ mod tests {
         let verdict = limiter.judge(&Sample { store: 40 * MIB, ..sample(100, &clients, 0) });
         assert_eq!(verdict.over, 20 * MIB);
         let verdict = limiter.judge(&Sample { store: 200 * MIB, ..sample(200, &clients, 0) });
-        assert_eq!(verdict.orders, [Order { pid: 1, bytes: 60 * MIB }]);
+        assert_eq!(verdict.orders, [Order::out(1, 60 * MIB)]);
     }
 
     #[test]
@@ -359,7 +345,7 @@ mod tests {
         let mut limiter = Limiter::new(resident(64 * MIB));
         let clients = [client(1, 40 * MIB)];
         let verdict = limiter.judge(&Sample { fixed: 40 * MIB, ..sample(0, &clients, 0) });
-        assert_eq!(verdict.orders, [Order { pid: 1, bytes: 18 * MIB }]);
+        assert_eq!(verdict.orders, [Order::out(1, 18 * MIB)]);
     }
 
     #[test]
@@ -367,7 +353,7 @@ mod tests {
         let limits = Limits { client: Some(32 * MIB), ..resident(100 * MIB) };
         let mut limiter = Limiter::new(limits);
         let verdict = limiter.judge(&sample(0, &[client(1, 40 * MIB), client(2, 8 * MIB)], 0));
-        assert_eq!(verdict.orders, [Order { pid: 1, bytes: 9 * MIB }]);
+        assert_eq!(verdict.orders, [Order::out(1, 9 * MIB)]);
     }
 
     #[test]
@@ -383,8 +369,8 @@ mod tests {
             at += passed;
             now += passed * 100 * MIB / 1000;
             for order in verdict.orders {
-                now -= order.bytes;
-                moved_out += order.bytes;
+                now -= order.bytes();
+                moved_out += order.bytes();
             }
         }
         assert_eq!(over, 0);
@@ -416,7 +402,7 @@ mod tests {
             let verdict = limiter.judge(&sample(at, &clients, 0));
             for order in verdict.orders {
                 orders += 1;
-                limiter.answered(Duration::from_millis(at), order.bytes, MIB / 2);
+                limiter.answered_in_all(Duration::from_millis(at), order.bytes(), MIB / 2);
             }
             braked += u64::from(!verdict.brake.is_zero() && at > 200);
             at += 5;
@@ -424,7 +410,7 @@ mod tests {
         assert_eq!(braked, 0);
         assert!((10..60).contains(&orders), "{orders} orders");
         // It shrank, and can be held again.
-        limiter.answered(Duration::from_millis(2_000), 4 * MIB, 4 * MIB);
+        limiter.answered_in_all(Duration::from_millis(2_000), 4 * MIB, 4 * MIB);
         assert_eq!(limiter.judge(&sample(2_001, &clients, 0)).brake, LONGEST_BRAKE);
     }
 
@@ -434,7 +420,7 @@ mod tests {
         let clients = [client(1, 20 * MIB)];
         for at in 0..100 {
             let now = Duration::from_millis(at * 10);
-            limiter.answered(now, MIB, if at % 5 == 0 { MIB } else { 0 });
+            limiter.answered_in_all(now, MIB, if at % 5 == 0 { MIB } else { 0 });
             assert_eq!(limiter.judge(&sample(at * 10, &clients, 0)).brake, LONGEST_BRAKE, "{at}");
         }
     }
@@ -449,7 +435,7 @@ mod tests {
                 let clients = [Footprint { busy: owed > 0, ..client(1, now) }];
                 let verdict = limiter.judge(&Sample { at, ..sample(0, &clients, moved_out) });
                 assert!(at < Duration::from_secs(5) || verdict.over == 0, "{} over at {at:?}", verdict.over);
-                owed += verdict.orders.iter().map(|order| order.bytes).sum::<u64>();
+                owed += verdict.orders.iter().map(|order| order.bytes()).sum::<u64>();
                 at += verdict.next;
                 let mut passed = verdict.next;
                 while !passed.is_zero() {

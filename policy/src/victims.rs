@@ -10,7 +10,7 @@
 //! over when its turn comes again, for more rounds each time that happens. And of a block that was never out one page goes first: if it
 //! comes back before the block's next turn, the others are probably used as well.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 /// Chooses among the blocks of one address space. Sets of pages are of one block, a bit each, the lowest for the first.
 #[derive(Clone, Debug, Default)]
@@ -102,8 +102,20 @@ const SOON: u64 = 8;
 /// Rounds that a block is passed over at most.
 const MOST_PASSES: u32 = 16;
 
+/// Rounds that a block which was used when it was tried is passed over by who isn't in need.
+const SPARED: u32 = MOST_PASSES / 4;
+
 /// Blocks tried for one that goes out, at most: whoever waits for memory shouldn't wait for all of it to be tried.
 const TRIALS: u32 = 4;
+
+/// What is chosen for somebody who isn't in need, so far.
+#[derive(Clone, Debug)]
+pub struct Cold {
+    /// Turns still to be had.
+    turns: usize,
+    /// Blocks that were tried, or passed over.
+    had: HashSet<u64>,
+}
 
 impl Victims {
     /// Nothing known.
@@ -215,8 +227,28 @@ impl Victims {
 
     /// What has its turn to go out; [`left`](Self::left) follows.
     pub fn choose(&mut self) -> Option<Victim> {
+        self.choose_as(None)
+    }
+
+    /// Begins to choose for somebody who isn't in need.
+    pub fn cold(&self) -> Cold {
+        Cold { turns: self.len() * 2, had: HashSet::new() }
+    }
+
+    /// As [`choose`](Self::choose), for somebody who isn't in need. What was never out is always tried first, and goes another time. What is to be passed over
+    /// is passed over once, however often one goes round.
+    pub fn choose_cold(&mut self, cold: &mut Cold) -> Option<Victim> {
+        self.choose_as(Some(cold))
+    }
+
+    fn choose_as(&mut self, mut cold: Option<&mut Cold>) -> Option<Victim> {
         loop {
-            let short_first = self.short.pages * SHORT > self.pages();
+            let mut short_first = self.short.pages * SHORT > self.pages();
+            if let Some(cold) = &mut cold {
+                cold.turns = cold.turns.checked_sub(1)?;
+                // By turns: one of the queues alone may have nothing but what was just tried.
+                short_first = cold.turns % 2 == 1;
+            }
             let order = if short_first { [Place::Short, Place::Long] } else { [Place::Long, Place::Short] };
             let (place, (name, turn)) =
                 order.into_iter().find_map(|place| Some((place, self.queue(place).turns.pop_front()?)))?;
@@ -225,14 +257,26 @@ impl Victims {
             if part.turn != turn || part.pages == 0 {
                 continue;
             }
+            if let Some(cold) = &cold
+                && cold.had.contains(&name)
+            {
+                self.queue(place).turns.push_back((name, turn));
+                continue;
+            }
             if place == Place::Long && block.passes > 0 {
                 block.passes -= 1;
+                if let Some(cold) = &mut cold {
+                    cold.had.insert(name);
+                }
                 self.long.turns.push_back((name, turn));
                 continue;
             }
             match block.trial {
-                Trial::None if block.left == 0 && self.tried < TRIALS => {
-                    self.tried += 1;
+                Trial::None if block.left == 0 && (cold.is_some() || self.tried < TRIALS) => {
+                    match &mut cold {
+                        Some(cold) => drop(cold.had.insert(name)),
+                        None => self.tried += 1,
+                    }
                     block.trial = Trial::Out;
                     let pages = one(part.pages, self.clock);
                     self.queue(place).turns.push_back((name, turn));
@@ -240,6 +284,10 @@ impl Victims {
                 }
                 Trial::Used => {
                     block.trial = Trial::Over;
+                    if let Some(cold) = &mut cold {
+                        cold.had.insert(name);
+                        (block.earned, block.passes) = (SPARED, SPARED);
+                    }
                     let pages = std::mem::take(&mut block.short.pages);
                     self.short.pages -= u64::from(pages.count_ones());
                     self.join(name, Place::Long, pages);
@@ -536,5 +584,35 @@ mod tests {
         }
         assert!(gone <= 20);
         assert_eq!((victims.pages(), victims.len()), (0, 0));
+    }
+
+    /// Nobody in need took a hot block out: it was gone round until its passes were used up.
+    #[test]
+    fn who_isnt_in_need_tries_everything_and_passes_over_what_is_used() {
+        let mut victims = Victims::new();
+        (0..8).for_each(|block| victims.found(block, !0));
+        let mut cold = victims.cold();
+        let tried: Vec<Victim> = std::iter::from_fn(|| {
+            let victim = victims.choose_cold(&mut cold)?;
+            victims.left(victim, victim.pages.count_ones(), 0);
+            Some(victim)
+        })
+        .collect();
+        assert_eq!(tried.len(), 8);
+        assert!(tried.iter().all(|victim| victim.pages.count_ones() == 1), "{tried:?}");
+        // All but the last two are used.
+        tried[..6].iter().for_each(|victim| victims.arrived(victim.block, victim.pages));
+        let mut cold = victims.cold();
+        let mut gone: Vec<u64> = std::iter::from_fn(|| {
+            let victim = victims.choose_cold(&mut cold)?;
+            victims.left(victim, victim.pages.count_ones(), 0);
+            Some(victim.block)
+        })
+        .collect();
+        gone.sort_unstable();
+        gone.dedup();
+        let unused: Vec<u64> = tried[6..].iter().map(|victim| victim.block).collect();
+        assert!(unused.iter().all(|block| gone.contains(block)), "{gone:?} {unused:?}");
+        assert!(victims.pages() >= 6 * 60, "{gone:?}");
     }
 }

@@ -10,6 +10,8 @@
 //! | `{"do":"evict","pid":N}` or with `"bytes":N` | [`Evicted`], once the pages are out |
 //! | `{"do":"restore","pid":N}` | [`Restored`], once they are back |
 //! | `{"do":"limit","bytes":N}`, 0 for none | [`Limited`] |
+//! | `{"do":"policy"}` or with `"set":{…}`, of the keys of a policy file | [`InForce`] |
+//! | `{"do":"hint","pid":N,"hints":{…}}` with any of `visible`, `audible`, `loading`, `frozen`, each true or false | [`Hinted`] |
 //! | `{"do":"drain"}` | [`Drained`], once every client has all its memory back and was let go; the daemon then ends |
 //!
 //! An answer is `{"ok":…}`, or `{"error":{"kind":…,"message":…}}` with the kind one of `request`, `no-client`, `failed`.
@@ -18,6 +20,7 @@ use super::confinement::Confinement;
 use super::report::{StoreStatus, Totals};
 use super::server::{ServerError, chain};
 use super::service::Desk;
+use super::settings::PolicySettings;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -27,9 +30,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use userswap_policy::chromium::Hint;
 
 /// What can be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Request {
     /// Everything there is to know.
@@ -54,8 +58,53 @@ pub enum Request {
         /// In bytes; 0 is none.
         bytes: u64,
     },
+    /// Say which policy is in force, or put another one in force.
+    Policy {
+        /// The other one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        set: Option<Box<PolicySettings>>,
+    },
+    /// Tell the policy something of a client.
+    Hint {
+        /// Its process.
+        pid: u32,
+        /// What.
+        hints: Hints,
+    },
     /// Bring everything back, let everybody go, end.
     Drain,
+}
+
+/// What can be told of a client. What isn't said stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hints {
+    /// Whether a person sees it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub visible: Option<bool>,
+    /// Whether it is heard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audible: Option<bool>,
+    /// Whether it is still loading.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loading: Option<bool>,
+    /// Whether it was frozen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<bool>,
+}
+
+impl Hints {
+    fn all(self) -> Vec<Hint> {
+        let Self { visible, audible, loading, frozen } = self;
+        // Whether it is seen comes first: who freezes has a round by what else is known.
+        let told = [
+            visible.map(Hint::Visible),
+            audible.map(Hint::Audible),
+            loading.map(Hint::Loading),
+            frozen.map(Hint::Frozen),
+        ];
+        told.into_iter().flatten().collect()
+    }
 }
 
 /// An answer.
@@ -143,6 +192,20 @@ pub struct Restored {
 pub struct Limited {
     /// In bytes; 0 is none.
     pub limit_bytes: u64,
+}
+
+/// The policy in force: all its settings, those of other presets, too. `None` if it is none of the presets.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct InForce {
+    /// The settings.
+    pub policy: Option<PolicySettings>,
+}
+
+/// The policy knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hinted {
+    /// How many hints there were.
+    pub hints: u64,
 }
 
 /// Everything is back.
@@ -247,7 +310,7 @@ pub(super) struct Control {
 }
 
 /// A request longer than this is none.
-const LONGEST_LINE: u64 = 4096;
+const LONGEST_LINE: u64 = 16 << 10;
 
 /// A control socket that nobody serves yet.
 #[derive(Debug)]
@@ -405,6 +468,18 @@ fn answer(socket: &UnixStream, desk: &Desk, request: Request) -> io::Result<()> 
             desk.set_limit(bytes);
             write_line(socket, &Reply::Ok(Limited { limit_bytes: bytes }))
         }
+        Request::Policy { set } => {
+            if let Some(Err(error)) = set.map(|settings| desk.set_settings(*settings)) {
+                let refusal = Refusal { kind: RefusalKind::Request, message: error.to_string() };
+                return write_line(socket, &Reply::<()>::Error(refusal));
+            }
+            write_line(socket, &Reply::Ok(InForce { policy: desk.settings() }))
+        }
+        Request::Hint { pid, hints } => {
+            let hints = hints.all();
+            let told = Hinted { hints: hints.len() as u64 };
+            reply(socket, desk.hint(pid, &hints).map(|()| told))
+        }
         Request::Drain => {
             let clients = desk.clients().len() as u64;
             reply(socket, desk.drain().map(|()| Drained { clients }))
@@ -460,11 +535,24 @@ mod tests {
             (Request::Restore { pid: 7 }, r#"{"do":"restore","pid":7}"#),
             (Request::Limit { bytes: 0 }, r#"{"do":"limit","bytes":0}"#),
             (Request::Drain, r#"{"do":"drain"}"#),
+            (Request::Policy { set: None }, r#"{"do":"policy"}"#),
+            (
+                Request::Hint { pid: 7, hints: Hints { frozen: Some(true), ..Hints::default() } },
+                r#"{"do":"hint","pid":7,"hints":{"frozen":true}}"#,
+            ),
         ] {
             assert_eq!(serde_json::to_string(&request).unwrap(), line);
             assert_eq!(serde_json::from_str::<Request>(line).unwrap(), request);
         }
-        for line in [r#"{"do":"evict"}"#, r#"{"do":"dance"}"#, r#"{"do":"limit","bytes":-1}"#, "status", ""] {
+        for line in [
+            r#"{"do":"hint","pid":7,"hints":{"tired":true}}"#,
+            r#"{"do":"policy","set":{"presets":1}}"#,
+            r#"{"do":"evict"}"#,
+            r#"{"do":"dance"}"#,
+            r#"{"do":"limit","bytes":-1}"#,
+            "status",
+            "",
+        ] {
             assert!(serde_json::from_str::<Request>(line).is_err(), "{line}");
         }
     }

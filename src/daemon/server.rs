@@ -5,6 +5,7 @@ use super::builder::{Objects, ServerBuilder};
 use super::claims::Claims;
 use super::heir::{Heritage, Waiting, note};
 use super::notes;
+use super::orders::{Choose, Done};
 use super::reach::ClientReach;
 use super::steward::{Start, Steward, Task};
 use super::survey::Survey;
@@ -26,7 +27,8 @@ use userswap_engine::{
 use userswap_ipc::{
     Child, ClientLink, Connection, LinkError, Listener, Peer, Received, TransportError, Wait,
 };
-use userswap_policy::Budget;
+use userswap_policy::chromium::Hint;
+use userswap_policy::{Budget, Order};
 use userswap_store::Store;
 use userswap_uffd::{Span, page_bytes};
 
@@ -122,9 +124,14 @@ pub(super) struct Inner {
     /// Stewards of clients that are gone, to be joined.
     past: Mutex<Vec<Steward>>,
     total: Mutex<Total>,
+    /// What clients told of themselves, for the policy.
+    hints: Mutex<Vec<(u32, Hint)>>,
     refused: AtomicU64,
     stop: AtomicBool,
 }
+
+/// Hints that are kept.
+const MOST_HINTS: usize = 1024;
 
 /// One client.
 pub(super) struct ClientEntry {
@@ -164,6 +171,7 @@ impl Server {
             claims: Claims::default(),
             past: Mutex::new(Vec::new()),
             total: Mutex::new(Total::default()),
+            hints: Mutex::new(Vec::new()),
             refused: AtomicU64::new(0),
             stop: AtomicBool::new(false),
         });
@@ -219,16 +227,17 @@ impl Server {
         entry.ask(|answer| Task::Evict { bytes, answer })?
     }
 
-    /// As [`evict`](Self::evict), without waiting: what came of it can be had from the channel.
+    /// Has a client's steward carry out an order, without waiting: what came of it can be had from the channel.
     ///
     /// # Errors
     /// [`ServerError::NoClient`].
-    pub(crate) fn begin_evict(
+    pub(super) fn begin(
         &self,
-        pid: u32,
-        bytes: Option<u64>,
-    ) -> Result<Receiver<Result<MovedOut, ServerError>>, ServerError> {
-        self.inner.client(pid)?.begin(|answer| Task::Evict { bytes, answer })
+        order: Order,
+        choose: Choose,
+    ) -> Result<Receiver<Result<Done, ServerError>>, ServerError> {
+        let what = order.what;
+        self.inner.client(order.pid)?.begin(|answer| Task::Order { what, choose, answer })
     }
 
     /// What a client touched since the last sweep; all it has goes out again. For whoever records accesses: with a limit, or other
@@ -518,6 +527,20 @@ impl Inner {
 
     pub(super) fn entries(&self) -> Vec<Arc<ClientEntry>> {
         self.clients.lock().values().cloned().collect()
+    }
+
+    /// Keeps what a client tells of itself; of those who tell more than anybody asks for the oldest is forgotten.
+    pub(super) fn keep_hint(&self, pid: u32, hint: Hint) {
+        let mut hints = self.hints.lock();
+        if hints.len() == MOST_HINTS {
+            hints.remove(0);
+        }
+        hints.push((pid, hint));
+    }
+
+    /// What clients told of themselves since the last time.
+    pub(super) fn take_hints(&self) -> Vec<(u32, Hint)> {
+        std::mem::take(&mut *self.hints.lock())
     }
 
     fn statuses(&self) -> Vec<ClientStatus> {

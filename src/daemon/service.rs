@@ -2,24 +2,33 @@
 
 use super::confinement::Confinement;
 use super::control::{ClientReport, Control, ControlError, ControlSocket, Status};
+use super::eyes::Sights;
 use super::footprint::proportional_bytes;
 use super::report::{StoreStatus, Totals};
 use super::server::{Server, ServerError};
+use super::settings::{PolicySettings, SettingsError};
 use super::throttle::Throttle;
 use super::warden::Warden;
 use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, eventfd};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use userswap_engine::MovedOut;
-use userswap_policy::Limits;
+use userswap_policy::chromium::Hint;
+use userswap_policy::{Limits, Policy};
 
 /// What a service has beside its server.
 #[derive(Debug, Default)]
 pub struct Options<'a> {
     /// What the clients are held to.
     pub limits: Limits,
+    /// Who decides, within these limits, what goes and what comes back: limits alone unless said otherwise.
+    pub settings: PolicySettings,
+    /// Or a policy of one's own, and where it is to be seen how scarce memory is. Operators may put one of the presets in its place.
+    pub policy: Option<(Box<dyn Policy>, Option<PathBuf>)>,
+    /// A path on the disk that pages go to, if they do.
+    pub disk: Option<PathBuf>,
     /// Where to listen for orders.
     pub control: Option<&'a Path>,
     /// Or a socket for them that is there already.
@@ -38,6 +47,9 @@ pub struct Service {
 pub(super) struct Desk {
     server: Arc<Server>,
     warden: Mutex<Option<Warden>>,
+    /// The policy, if it is a preset.
+    settings: Mutex<Option<PolicySettings>>,
+    disk: Option<PathBuf>,
     /// Held while draining: once is enough.
     drained: Mutex<bool>,
     ended: OwnedFd,
@@ -53,10 +65,27 @@ impl Service {
         let ended = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| failed("making an eventfd")(error.into()))?;
         let server = Arc::new(server);
-        let warden = Warden::start(Arc::clone(&server), options.limits, options.throttle)
+        let disk = options.disk;
+        let (policy, sights, settings) = match options.policy {
+            Some((mut own, pressure)) => {
+                own.set_limits(options.limits);
+                (own, Sights { pressure, disk: disk.clone(), ..Sights::default() }, None)
+            }
+            None => {
+                let settings = options.settings;
+                (settings.policy(options.limits), settings.sights(disk.clone()), Some(settings))
+            }
+        };
+        let warden = Warden::start(Arc::clone(&server), policy, sights, options.throttle)
             .map_err(failed("starting the warden"))?;
-        let desk =
-            Arc::new(Desk { server, warden: Mutex::new(Some(warden)), drained: Mutex::new(false), ended });
+        let desk = Arc::new(Desk {
+            server,
+            warden: Mutex::new(Some(warden)),
+            settings: Mutex::new(settings),
+            disk,
+            drained: Mutex::new(false),
+            ended,
+        });
         let socket = match (options.socket, options.control) {
             (Some(socket), _) => Some(socket),
             (None, Some(path)) => Some(ControlSocket::bind(path)?),
@@ -145,19 +174,42 @@ impl Desk {
         }
     }
 
+    /// The policy in force, if it is a preset.
+    pub(super) fn settings(&self) -> Option<PolicySettings> {
+        self.settings.lock().clone()
+    }
+
+    /// Puts another policy in force, if its numbers make sense.
+    pub(super) fn set_settings(&self, settings: PolicySettings) -> Result<(), SettingsError> {
+        settings.check()?;
+        let mut held = self.settings.lock();
+        if let Some(warden) = &*self.warden.lock() {
+            warden.set_policy(settings.policy(warden.limits()), settings.sights(self.disk.clone()));
+        }
+        *held = Some(settings);
+        Ok(())
+    }
+
+    /// Tells the policy something of a client.
+    pub(super) fn hint(&self, pid: u32, hints: &[Hint]) -> Result<(), ServerError> {
+        if !self.server.pids().contains(&pid) {
+            return Err(ServerError::NoClient { pid });
+        }
+        if let Some(warden) = &*self.warden.lock() {
+            hints.iter().for_each(|hint| warden.hint(pid, *hint));
+        }
+        Ok(())
+    }
+
     pub(super) fn drain(&self) -> Result<(), ServerError> {
         let mut drained = self.drained.lock();
         if *drained {
             return Ok(());
         }
-        let limits = self.with_warden(Warden::limits);
-        if let Some(warden) = &*self.warden.lock() {
-            warden.set_limits(Limits::default());
-        }
+        let pause = |paused| self.with_warden(|warden| warden.set_paused(paused));
+        pause(true);
         if let Err(error) = self.server.drain() {
-            if let Some(warden) = &*self.warden.lock() {
-                warden.set_limits(limits);
-            }
+            pause(false);
             return Err(error);
         }
         *drained = true;

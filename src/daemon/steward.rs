@@ -4,6 +4,7 @@
 //! Without a limit it sleeps until somebody asks for something.
 
 use super::notes;
+use super::orders::{Choose, Done};
 use super::reach::ClientReach;
 use super::server::{ClientEntry, Inner, ServerError};
 use super::survey::Survey;
@@ -16,10 +17,11 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use userswap_engine::{EvictError, Keep, MovedOut, Pacer, Watched};
-use userswap_ipc::extension::MAX_DROPS;
+use userswap_ipc::extension::{self, HintKind, MAX_DROPS};
 use userswap_ipc::{Abilities, LinkError, Peer, Wanted, Wish};
-use userswap_policy::Demand;
-use userswap_uffd::page_bytes;
+use userswap_policy::chromium::{Area, Hint};
+use userswap_policy::{Demand, What};
+use userswap_uffd::{Span, page_bytes};
 
 /// Something for a steward to do.
 pub(super) enum Task {
@@ -29,6 +31,15 @@ pub(super) enum Task {
         bytes: Option<u64>,
         /// Who asked.
         answer: Sender<Result<MovedOut, ServerError>>,
+    },
+    /// Do what the policy says.
+    Order {
+        /// What.
+        what: What,
+        /// Asked what of it goes, where regions go.
+        choose: Choose,
+        /// Who asked.
+        answer: Sender<Result<Done, ServerError>>,
     },
     /// Bring everything back.
     Restore {
@@ -176,6 +187,9 @@ impl Work {
                     let pages = bytes.map_or(u64::MAX, |bytes| bytes.div_ceil(page_bytes()));
                     let _ = answer.send(self.evict(pages));
                 }
+                Ok(Task::Order { what, choose, answer }) => {
+                    let _ = answer.send(self.carry_out(what, choose));
+                }
                 Ok(Task::Sweep { answer }) => {
                     let _ = answer.send(self.sweep());
                 }
@@ -232,14 +246,29 @@ impl Work {
         if !self.linked {
             return;
         }
-        let wishes = if self.client.link.abilities().contains(Abilities::AGENT) {
-            self.client.link.wishes()
-        } else {
-            self.client.link.hints().map(|_| Vec::new())
-        };
-        match wishes {
-            Ok(wishes) => wishes.into_iter().for_each(|wish| self.grant(wish)),
+        let link = &self.client.link;
+        let wishes = if link.abilities().contains(Abilities::AGENT) { link.wishes() } else { Ok(Vec::new()) };
+        match wishes.and_then(|wishes| link.hints().map(|hints| (wishes, hints))) {
+            Ok((wishes, hints)) => {
+                self.pass_on(&hints);
+                wishes.into_iter().for_each(|wish| self.grant(wish));
+            }
             Err(error) => self.unlink(&error),
+        }
+    }
+
+    /// Tells the policy what the client tells of itself.
+    fn pass_on(&self, hints: &[extension::Hint]) {
+        let Some(server) = self.server.upgrade().filter(|_| !hints.is_empty()) else { return };
+        for hint in hints {
+            let so = hint.value != 0;
+            let hint = match hint.kind {
+                HintKind::Visible => Hint::Visible(so),
+                HintKind::Audible => Hint::Audible(so),
+                HintKind::Loading => Hint::Loading(so),
+                HintKind::Frozen => Hint::Frozen(so),
+            };
+            server.keep_hint(self.client.pid, hint);
         }
     }
 
@@ -314,14 +343,62 @@ impl Work {
     }
 
     fn move_out(&mut self, pages: u64) -> Result<MovedOut, ServerError> {
-        let keep = match self.server.upgrade() {
-            Some(server) if server.standby => Keep::Standby,
-            _ => Keep::Stored,
-        };
-        let moved = self.pacer.move_out(&self.client.space, pages, keep);
+        let moved = self.pacer.move_out(&self.client.space, pages, self.keep());
         self.judge(&moved);
         self.unshare()?;
         Ok(moved?)
+    }
+
+    fn keep(&self) -> Keep {
+        match self.server.upgrade() {
+            Some(server) if server.standby => Keep::Standby,
+            _ => Keep::Stored,
+        }
+    }
+
+    /// Does what the policy says.
+    fn carry_out(&mut self, what: What, choose: Choose) -> Result<Done, ServerError> {
+        if self.retired || !self.linked {
+            return Ok(Done::default());
+        }
+        let bytes = |pages: u64| pages * page_bytes();
+        match what {
+            What::Out { bytes: wanted, spare: false } => {
+                let moved = self.evict(wanted.div_ceil(page_bytes()))?;
+                Ok(Done { moved: bytes(moved.moved), ..Done::default() })
+            }
+            What::Out { bytes: wanted, spare: true } => {
+                self.take_offers()?;
+                let pages = wanted.div_ceil(page_bytes());
+                let moved = self.pacer.move_cold_out(&self.client.space, pages, self.keep());
+                self.judge(&moved);
+                self.unshare()?;
+                Ok(Done { moved: bytes(moved?.moved), ..Done::default() })
+            }
+            What::Regions { pages } => self.move_regions_out(pages, choose),
+            What::Back => Ok(Done { moved: self.restore()?, ..Done::default() }),
+        }
+    }
+
+    fn move_regions_out(&mut self, pages: u32, choose: Choose) -> Result<Done, ServerError> {
+        self.take_offers()?;
+        let area = |span: &Span| Area { start: span.start(), bytes: span.len() };
+        let mut areas: Vec<Area> =
+            self.pacer.whole_regions(&self.client.space, pages)?.iter().map(area).collect();
+        choose(&mut areas);
+        let spans: Vec<Span> =
+            areas.iter().filter_map(|area| Span::new(area.start, area.bytes).ok()).collect();
+        let (mut went, keep) = (Vec::new(), self.keep());
+        let moved = self.pacer.move_regions_out(&self.client.space, &spans, keep, &mut went);
+        self.judge(&moved);
+        self.unshare()?;
+        // What went before it had to stop is out, and counts.
+        if let Err(error) = moved {
+            tracing::debug!(pid = self.client.pid, %error, "a round was cut short");
+        }
+        let regions = spans.iter().zip(&went).filter(|(_, pages)| **pages > 0);
+        let moved = went.iter().sum::<u64>() * page_bytes();
+        Ok(Done { moved, regions: regions.map(|(span, _)| area(span)).collect() })
     }
 
     fn sweep(&mut self) -> Result<Swept, ServerError> {

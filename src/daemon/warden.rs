@@ -1,25 +1,26 @@
-//! Holds clients together to a limit on what they have in memory, and keeps a record of what that was.
+//! Drives the policy, which says what clients give up of their memory, and keeps a record of what they had.
 //!
-//! One thread takes a sample every so often (see [`Limiter`]), and has the clients' stewards move out what the limiter says.
+//! One thread takes a sample every so often, shows it to the [`Policy`], and has the clients' stewards do what that says.
 
+use super::eyes::{Eyes, Sights};
 use super::footprint::{Shares, anonymous_bytes};
-use super::server::{Server, ServerError};
+use super::orders::Orders;
+use super::server::Server;
 use super::throttle::Throttle;
-use crossbeam::channel::{Receiver, Select, TryRecvError};
 use parking_lot::{Condvar, Mutex};
-use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use userswap_engine::MovedOut;
 use userswap_engine::core::Transition;
-use userswap_policy::{Footprint, Limiter, Limits, Sample};
+use userswap_policy::chromium::{Area, Hint};
+use userswap_policy::{Footprint, Limits, Order, Policy, Sample, Verdict, Wants};
 use userswap_store::Stats;
 use userswap_uffd::page_bytes;
 
-/// Holds the clients of a server to limits until it is dropped.
+/// Has a policy steer the clients of a server until it is dropped.
 pub struct Warden {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -45,7 +46,11 @@ struct Shared {
     /// A process that counts beside the clients, if it is none; 0 for nobody.
     beside: AtomicU32,
     throttle: Option<Throttle>,
-    limiter: Mutex<Limiter>,
+    policy: Arc<Mutex<Box<dyn Policy>>>,
+    sights: Mutex<Sights>,
+    /// Only looks.
+    paused: AtomicBool,
+    hints: Mutex<Vec<(u32, Hint)>>,
     record: Mutex<Record>,
     stop: Mutex<bool>,
     poke: Condvar,
@@ -54,20 +59,31 @@ struct Shared {
 /// How often what is kept for the record is measured exactly, and the share of samples over the limit counted.
 const EXACT: Duration = Duration::from_millis(100);
 
-/// How long an order's end is waited for before everything is looked at again.
-const SHORT: Duration = Duration::from_millis(10);
+/// No policy is asked oftener, nor more rarely.
+const NEXT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(250));
+
+/// Hints that wait to be told, at most.
+const MOST_HINTS: usize = 1024;
 
 impl Warden {
-    /// Starts to hold `server`'s clients to `limits`.
+    /// Starts to do with `server`'s clients what a policy says, which is shown what is seen at `sights`.
     ///
     /// # Errors
     /// When no thread can be had.
-    pub fn start(server: Arc<Server>, limits: Limits, throttle: Option<Throttle>) -> io::Result<Self> {
+    pub fn start(
+        server: Arc<Server>,
+        policy: Box<dyn Policy>,
+        sights: Sights,
+        throttle: Option<Throttle>,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             server,
             beside: AtomicU32::new(0),
             throttle,
-            limiter: Mutex::new(Limiter::new(limits)),
+            policy: Arc::new(Mutex::new(policy)),
+            sights: Mutex::new(sights),
+            paused: AtomicBool::new(false),
+            hints: Mutex::new(Vec::new()),
             record: Mutex::new(Record::default()),
             stop: Mutex::new(false),
             poke: Condvar::new(),
@@ -80,14 +96,35 @@ impl Warden {
 
     /// What is held to.
     pub fn limits(&self) -> Limits {
-        self.shared.limiter.lock().limits()
+        self.shared.policy.lock().limits()
     }
 
     /// Holds to other limits from now on.
     pub fn set_limits(&self, limits: Limits) {
-        self.shared.limiter.lock().set_limits(limits);
-        let _stopping = self.shared.stop.lock();
-        self.shared.poke.notify_all();
+        self.shared.policy.lock().set_limits(limits);
+        self.shared.poke();
+    }
+
+    /// Has another policy decide from now on, within the limits that hold now.
+    pub fn set_policy(&self, mut policy: Box<dyn Policy>, sights: Sights) {
+        let mut held = self.shared.policy.lock();
+        policy.set_limits(held.limits());
+        *held = policy;
+        drop(held);
+        *self.shared.sights.lock() = sights;
+        self.shared.poke();
+    }
+
+    /// Only looks from now on, and orders nothing, or does both again.
+    pub fn set_paused(&self, paused: bool) {
+        self.shared.paused.store(paused, Ordering::Relaxed);
+        self.shared.poke();
+    }
+
+    /// Tells the policy something of a client.
+    pub fn hint(&self, pid: u32, hint: Hint) {
+        self.shared.hint(pid, hint);
+        self.shared.poke();
     }
 
     /// Counts a process against the limits also while it is no client. It can't be moved then.
@@ -111,31 +148,31 @@ impl Drop for Warden {
     }
 }
 
-/// Orders that are out, by process.
-type Orders = HashMap<u32, Out>;
-
-/// One that is.
-struct Out {
-    answer: Receiver<Result<MovedOut, ServerError>>,
-    /// Bytes.
-    asked: u64,
-}
-
 impl Shared {
     fn run(&self) {
         let started = Instant::now();
-        let mut out = Orders::new();
+        let mut orders = Orders::default();
         let mut exact_at = None;
-        let mut clients = Vec::new();
-        let mut shares = Shares::default();
+        let (mut clients, mut shares, mut eyes) = (Vec::new(), Shares::default(), Eyes::default());
         loop {
-            let (asked, moved) = collect(&mut out);
-            self.limiter.lock().answered(started.elapsed(), asked, moved);
             let exactly = exact_at.is_none_or(|at: Instant| at.elapsed() >= EXACT);
             if exactly {
                 exact_at = Some(Instant::now());
             }
-            let fixed = self.look(&out, exactly, &mut shares, &mut clients);
+            self.tell(started, &mut orders, &mut eyes);
+            let (wants, limits) = {
+                let policy = self.policy.lock();
+                (policy.wants(), policy.limits())
+            };
+            let fixed = self.look(&orders, exactly, limits, &mut shares, &mut clients);
+            self.claim(&mut clients);
+            if wants.activity {
+                let activity = eyes.activity(&self.server);
+                for client in &mut clients {
+                    client.activity = activity.get(&client.pid).copied().unwrap_or_default();
+                }
+            }
+            let (stalled, free_disk) = self.look_around(&mut eyes, wants);
             let store = self.server.engine().store().stats();
             let sample = Sample {
                 at: started.elapsed(),
@@ -143,11 +180,10 @@ impl Shared {
                 fixed,
                 store: store.memory_bytes,
                 moved_out: self.moved_out(),
+                stalled,
+                free_disk,
             };
-            let (verdict, limits) = {
-                let mut limiter = self.limiter.lock();
-                (limiter.judge(&sample), limiter.limits())
-            };
+            let verdict = self.judge(&sample);
             if exactly {
                 let resident = fixed + clients.iter().map(|client| client.resident).sum::<u64>();
                 self.note(resident, verdict.over, store);
@@ -158,7 +194,7 @@ impl Shared {
             tracing::trace!(
                 resident = fixed + clients.iter().map(|client| client.resident).sum::<u64>(),
                 over = verdict.over,
-                busy = out.len(),
+                busy = orders.len(),
                 orders = ?verdict.orders,
                 brake = ?verdict.brake,
                 next = ?verdict.next,
@@ -168,14 +204,13 @@ impl Shared {
                 space.set_brake(verdict.brake);
             }
             for order in verdict.orders {
-                if let Ok(answer) = self.server.begin_evict(order.pid, Some(order.bytes)) {
-                    out.insert(order.pid, Out { answer, asked: order.bytes });
-                }
+                self.give(&mut orders, order);
             }
-            wait_for_one(&out, verdict.next.min(SHORT));
+            let next = verdict.next.clamp(NEXT.0, NEXT.1);
+            orders.wait_for_one(next);
             let mut stop = self.stop.lock();
-            if !*stop && out.is_empty() {
-                self.poke.wait_for(&mut stop, verdict.next);
+            if !*stop && orders.len() == 0 {
+                self.poke.wait_for(&mut stop, next);
             }
             if *stop {
                 for (_, space) in self.server.engine().spaces() {
@@ -186,12 +221,77 @@ impl Shared {
         }
     }
 
+    fn claim(&self, clients: &mut [Footprint]) {
+        let sights = self.sights.lock();
+        for client in clients {
+            client.claim = sights.claim(client.pid);
+        }
+    }
+
+    /// Tells the policy what came of its orders, and what else there is to tell.
+    fn tell(&self, started: Instant, orders: &mut Orders, eyes: &mut Eyes) {
+        let answers = orders.collect();
+        let hints = std::mem::take(&mut *self.hints.lock());
+        let told = self.server.inner.take_hints();
+        let mut policy = self.policy.lock();
+        policy.answered(started.elapsed(), &answers);
+        if policy.wants().ranges {
+            eyes.ranges(&self.server, &mut **policy, started.elapsed(), |pid| orders.is_at(pid));
+        }
+        for (pid, hint) in told.into_iter().chain(hints) {
+            policy.hint(pid, hint, started.elapsed());
+        }
+    }
+
+    fn judge(&self, sample: &Sample<'_>) -> Verdict {
+        if self.paused.load(Ordering::Relaxed) {
+            return Verdict { next: EXACT, ..Verdict::default() };
+        }
+        self.policy.lock().judge(sample)
+    }
+
+    fn look_around(&self, eyes: &mut Eyes, wants: Wants) -> (Option<f64>, Option<u64>) {
+        if wants.pressure || wants.disk { eyes.machine(&self.sights.lock(), wants) } else { (None, None) }
+    }
+
+    fn give(&self, orders: &mut Orders, order: Order) {
+        let (policy, pid) = (Arc::clone(&self.policy), order.pid);
+        let choose = Box::new(move |regions: &mut Vec<Area>| {
+            let mut drawn = 0u64;
+            let seed = RandomState::new();
+            let mut random = |below: usize| {
+                drawn += 1;
+                usize::try_from(seed.hash_one(drawn) % (below.max(1) as u64)).unwrap_or(0)
+            };
+            policy.lock().choose(pid, regions, &mut random);
+        });
+        orders.give(&self.server, order, choose);
+    }
+
+    fn hint(&self, pid: u32, hint: Hint) {
+        let mut hints = self.hints.lock();
+        if hints.len() < MOST_HINTS {
+            hints.push((pid, hint));
+        }
+    }
+
+    fn poke(&self) {
+        let _stopping = self.stop.lock();
+        self.poke.notify_all();
+    }
+
     /// Measures everybody. Returns what counts but can't be moved.
-    fn look(&self, out: &Orders, exactly: bool, shares: &mut Shares, clients: &mut Vec<Footprint>) -> u64 {
+    fn look(
+        &self,
+        orders: &Orders,
+        exactly: bool,
+        limits: Limits,
+        shares: &mut Shares,
+        clients: &mut Vec<Footprint>,
+    ) -> u64 {
         clients.clear();
         let pids = self.server.pids();
         let beside = Some(self.beside.load(Ordering::Relaxed)).filter(|pid| *pid != 0 && !pids.contains(pid));
-        let limits = self.limiter.lock().limits();
         let most = limits.resident.into_iter().chain(limits.total).filter(|most| *most > 0).min();
         let far = if limits.client.is_some_and(|most| most > 0) {
             0
@@ -200,7 +300,8 @@ impl Shared {
         };
         shares.look(&pids, exactly, far);
         clients.extend(pids.iter().filter_map(|&pid| {
-            Some(Footprint { pid, resident: shares.bytes(pid)?, busy: out.contains_key(&pid) })
+            let resident = shares.bytes(pid)?;
+            Some(Footprint { pid, resident, busy: orders.is_at(pid), ..Footprint::default() })
         }));
         beside.and_then(|pid| anonymous_bytes(pid).ok()).unwrap_or(0)
     }
@@ -220,35 +321,4 @@ impl Shared {
             record.fullest = store;
         }
     }
-}
-
-/// Sleeps until an order was carried out, if there are any, but no longer than `patience`.
-fn wait_for_one(out: &Orders, patience: Duration) {
-    if out.is_empty() {
-        return;
-    }
-    let mut select = Select::new();
-    for order in out.values() {
-        select.recv(&order.answer);
-    }
-    let _ = select.ready_timeout(patience);
-}
-
-/// Forgets the orders that were carried out. What these were for, and what they moved, in bytes.
-fn collect(out: &mut Orders) -> (u64, u64) {
-    let (mut asked, mut moved) = (0, 0);
-    out.retain(|pid, order| match order.answer.try_recv() {
-        Err(TryRecvError::Empty) => true,
-        Ok(Err(error)) => {
-            tracing::debug!(pid, %error, "holding a client to the limit");
-            false
-        }
-        Ok(Ok(done)) => {
-            asked += order.asked;
-            moved += done.moved * page_bytes();
-            false
-        }
-        Err(TryRecvError::Disconnected) => false,
-    });
-    (asked, moved)
 }

@@ -9,6 +9,7 @@ mod manual;
 mod orders;
 mod orphans;
 mod patient;
+mod policies;
 mod refusals;
 mod run;
 mod served;

@@ -146,7 +146,7 @@ fn what_isnt_a_request_is_refused_and_no_harm() {
         &b"hello\n"[..],
         b"{\"do\":\"dance\"}\n",
         b"{\"do\":\"evict\",\"pid\":-1}\n",
-        &[b'x'; 5000],
+        &[b'x'; 20_000],
         b"\xff\n",
     ] {
         let socket = std::os::unix::net::UnixStream::connect(place.path("c")).unwrap();

@@ -15,6 +15,7 @@ mod inline;
 mod late;
 mod own;
 mod path;
+mod policy;
 mod program;
 mod ranges;
 mod region;

@@ -1,6 +1,7 @@
 //! What an address space is told: messages read, events applied.
 
 use super::{Books, Space, pool_of};
+use crate::changes::Change;
 use crate::core::{Counts, Lost, PageTable, SlotId, SlotPage, Transition};
 use crate::directory::{Directory, Part, Region};
 use crate::memory::{Batch, Event, Memory, MemoryError};
@@ -78,12 +79,14 @@ impl Space {
     ) {
         match event {
             Event::Remove(span) => {
+                self.note_change(Change::Gone(span.start(), span.end()));
                 directory.note_removed(span);
                 for part in directory.parts(span) {
                     part.region.lock().remove(part.piece.first, part.piece.pages, lost);
                 }
             }
             Event::Unmap(span) => {
+                self.note_change(Change::Gone(span.start(), span.end()));
                 directory.take_removed(span);
                 for part in directory.explain(span).parts {
                     let (_, moving) = part.region.lock().unmap(part.piece.first, part.piece.pages, lost);
@@ -118,6 +121,7 @@ impl Space {
             return;
         }
         let (Ok(source), Ok(target)) = (Span::new(from, len), Span::new(to, len)) else { return };
+        self.note_change(Change::Gone(source.start(), source.end()));
         {
             let mut leftover = self.leftover.lock();
             if leftover.iter().any(|span| span.overlaps(&source)) {

@@ -1,6 +1,6 @@
 //! Which regions of a client go in a round, and which of them never again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// A range of memory, in bytes.
@@ -31,8 +31,8 @@ pub fn shuffle<T>(candidates: &mut [T], mut random: impl FnMut(usize) -> usize) 
 /// What is out of one client, and what may never be out again.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Book {
-    out: HashMap<u64, Out>,
-    blocked: HashSet<u64>,
+    out: BTreeMap<u64, Out>,
+    blocked: BTreeSet<u64>,
     /// Bytes out.
     used: u64,
 }
@@ -70,20 +70,27 @@ impl Book {
         out.bytes
     }
 
+    /// Where the regions start that are out and that a range is in. Regions don't overlap.
+    pub(super) fn out_within(&self, area: Area) -> Vec<u64> {
+        let end = area.start.saturating_add(area.bytes);
+        let below = self.out.range(..end).rev();
+        below
+            .take_while(|(start, out)| start.saturating_add(out.bytes) > area.start)
+            .map(|(start, _)| *start)
+            .collect()
+    }
+
     /// A range is mapped no more, or was emptied: what is there next is something else. How many bytes are out no more.
     pub(super) fn gone(&mut self, area: Area) -> u64 {
         let end = area.start.saturating_add(area.bytes);
-        let overlaps = |start: u64, bytes: u64| start < end && area.start < start.saturating_add(bytes);
         let before = self.used;
-        let used = &mut self.used;
-        self.out.retain(|start, out| {
-            let goes = overlaps(*start, out.bytes);
-            if goes {
-                *used = used.saturating_sub(out.bytes);
-            }
-            !goes
-        });
-        self.blocked.retain(|start| !(area.start..end).contains(start));
+        for start in self.out_within(area) {
+            self.used = self.used.saturating_sub(self.out.remove(&start).map_or(0, |out| out.bytes));
+        }
+        let unblocked: Vec<u64> = self.blocked.range(area.start..end).copied().collect();
+        for start in unblocked {
+            self.blocked.remove(&start);
+        }
         before - self.used
     }
 }

@@ -103,11 +103,14 @@ pub(crate) struct Run {
     /// Where pages go [default: ram:lz4].
     #[arg(long, value_name = "SPEC")]
     pub(crate) store: Option<String>,
+    /// What goes out and when: off, limit, chromium, proactive, or a policy file [default: limit].
+    #[arg(long, value_name = "PRESET|FILE")]
+    pub(crate) policy: Option<String>,
     /// Listen for `userswap ctl` here.
     #[arg(long, value_name = "PATH")]
     pub(crate) control: Option<PathBuf>,
     /// Have the command served by the daemon that listens here, instead of by this process. The limits and the store are the daemon's.
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["limit", "total", "store", "control"])]
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["limit", "total", "store", "policy", "control"])]
     pub(crate) daemon: Option<PathBuf>,
     /// How many seconds the command may wait for memory that nobody can bring back, should whoever serves it be killed. Then it is ended. 0 is for ever.
     #[arg(long, value_name = "SECONDS", default_value_t = PATIENCE)]
@@ -236,6 +239,9 @@ pub(crate) struct Daemon {
     /// Where pages go [default: ram:lz4].
     #[arg(long, value_name = "SPEC")]
     pub(crate) store: Option<String>,
+    /// What goes out and when: off, limit, chromium, proactive, or a policy file [default: limit].
+    #[arg(long, value_name = "PRESET|FILE")]
+    pub(crate) policy: Option<String>,
     /// The most anonymous memory all programs may have together [default: no limit].
     #[arg(long, value_name = "SIZE")]
     pub(crate) limit: Option<Bytes>,
@@ -266,6 +272,7 @@ const DAEMON_CONFIG: &str = "The configuration is TOML, its keys those of the ar
   listen = \"/run/userswap.sock\"
   control = \"/run/userswap.ctl\"
   store = \"ram:zstd\"
+  policy = \"proactive\"
   limit = \"4G\"
   client-limit = \"1G\"
   allow = [1000, 1001]
@@ -322,8 +329,55 @@ pub(crate) enum Order {
         /// The limit.
         size: Bytes,
     },
+    /// Say which policy is in force, or put another one in force
+    ///
+    /// What is said is a policy file.
+    Policy {
+        /// The other one: off, limit, chromium, proactive, or a policy file. A bad one changes nothing.
+        #[arg(value_name = "PRESET|FILE")]
+        policy: Option<String>,
+    },
+    /// Tell the policy something of a program, as `frozen=yes`
+    Hint {
+        /// Its process.
+        pid: u32,
+        /// What: visible, audible, loading or frozen, and yes or no.
+        #[arg(required = true, value_name = "WHAT=yes|no", value_parser = hint)]
+        hints: Vec<(Told, bool)>,
+    },
     /// Bring everything back, let every program go, end the daemon
     Drain,
+}
+
+/// What can be told of a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// A person sees it.
+    Visible,
+    /// It is heard.
+    Audible,
+    /// It is still loading.
+    Loading,
+    /// It was frozen.
+    Frozen,
+}
+
+fn hint(text: &str) -> Result<(Told, bool), String> {
+    let (what, so) = text.split_once('=').unwrap_or((text, ""));
+    let what = match what {
+        "visible" => Told::Visible,
+        "audible" => Told::Audible,
+        "loading" => Told::Loading,
+        "frozen" => Told::Frozen,
+        _ => {
+            return Err(format!("'{what}' is nothing that can be told: visible, audible, loading or frozen"));
+        }
+    };
+    match so {
+        "yes" => Ok((what, true)),
+        "no" => Ok((what, false)),
+        _ => Err("write yes or no behind the =".to_owned()),
+    }
 }
 
 #[derive(Debug, clap::Args)]

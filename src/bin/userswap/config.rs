@@ -4,9 +4,11 @@ use crate::args::{Contract, Daemon, Logs, PATIENCE};
 use crate::bytes::Bytes;
 use crate::failure::{Failure, Status};
 use crate::logs::{Format, Level};
+use crate::policy;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use userswap::daemon::settings::PolicySettings;
 
 /// A configuration file.
 #[derive(Debug, Default, Deserialize)]
@@ -15,6 +17,7 @@ struct File {
     listen: Option<PathBuf>,
     control: Option<PathBuf>,
     store: Option<String>,
+    policy: Option<String>,
     limit: Option<Bytes>,
     client_limit: Option<Bytes>,
     #[serde(default)]
@@ -33,6 +36,7 @@ pub(crate) struct Settings {
     pub(crate) listen: PathBuf,
     pub(crate) control: Option<PathBuf>,
     pub(crate) store: String,
+    pub(crate) policy: PolicySettings,
     pub(crate) limit: u64,
     pub(crate) client_limit: u64,
     pub(crate) allow: Vec<u32>,
@@ -65,6 +69,10 @@ impl Settings {
             listen,
             control: args.control.clone().or(file.control),
             store: args.store.clone().or(file.store).unwrap_or_else(|| STORE.to_owned()),
+            policy: match args.policy.as_deref().or(file.policy.as_deref()) {
+                Some(policy) => policy::read(policy)?,
+                None => PolicySettings::default(),
+            },
             limit: size(args.limit, file.limit),
             client_limit: size(args.client_limit, file.client_limit),
             allow: if args.allow.is_empty() { file.allow } else { args.allow.clone() },
@@ -81,13 +89,15 @@ impl Settings {
 fn read(path: &Path) -> Result<File, Failure> {
     let text = std::fs::read_to_string(path)
         .map_err(|error| Failure::of(&format!("reading {}", path.display()), &error))?;
-    toml::from_str(&text).map_err(|error| {
-        let line = error
-            .span()
-            .map(|span| text.get(..span.start).map_or(0, |before| before.matches('\n').count()) + 1);
-        let line = line.map(|line| format!(" line {line}")).unwrap_or_default();
-        Failure::new(Status::Usage, format!("{}{line}: {}", path.display(), error.message()))
-    })
+    toml::from_str(&text).map_err(|error| toml_failure(path, &text, &error))
+}
+
+/// What is wrong with a file, and where.
+pub(crate) fn toml_failure(path: &Path, text: &str, error: &toml::de::Error) -> Failure {
+    let line =
+        error.span().map(|span| text.get(..span.start).map_or(0, |before| before.matches('\n').count()) + 1);
+    let line = line.map(|line| format!(" line {line}")).unwrap_or_default();
+    Failure::new(Status::Usage, format!("{}{line}: {}", path.display(), error.message()))
 }
 
 #[cfg(test)]
@@ -101,13 +111,14 @@ mod tests {
     #[test]
     fn every_key_is_taken() {
         let file = parse(
-            "listen='/a'\ncontrol='/b'\nstore='ram:lz4'\nlimit='2G'\nclient-limit=4096\nallow=[1,2]\n\
+            "listen='/a'\ncontrol='/b'\nstore='ram:lz4'\npolicy='off'\nlimit='2G'\nclient-limit=4096\nallow=[1,2]\n\
              patience=5\nsandbox=false\ncontract='strict'\nstage-times=true\nlog='json'\nlog-level='debug'",
         )
         .unwrap();
         assert_eq!((file.limit, file.client_limit), (Some(Bytes(2 << 30)), Some(Bytes(4096))));
         assert_eq!((file.allow, file.contract), (vec![1, 2], Some(Contract::Strict)));
-        assert_eq!((file.stage_times, file.patience, file.sandbox), (Some(true), Some(5), Some(false)));
+        assert_eq!((file.stage_times, file.policy.as_deref()), (Some(true), Some("off")));
+        assert_eq!((file.patience, file.sandbox), (Some(5), Some(false)));
         assert_eq!((file.log, file.log_level), (Some(Format::Json), Some(Level::Debug)));
     }
 

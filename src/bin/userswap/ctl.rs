@@ -1,14 +1,17 @@
 //! `userswap ctl`
 
-use crate::args::{Ctl, Order};
+use crate::args::{Ctl, Order, Told};
 use crate::bytes::Bytes;
 use crate::failure::{Failure, Status};
+use crate::policy;
 use crate::run::progress;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::Path;
 use std::process::ExitCode;
-use userswap::daemon::control::{self, ClientReport, Drained, Evicted, Limited, Operator, Request, Restored};
+use userswap::daemon::control::{
+    self, ClientReport, Drained, Evicted, Hinted, Hints, InForce, Limited, Operator, Request, Restored,
+};
 
 /// Asks a daemon, and prints its answer.
 pub(crate) fn ctl(args: &Ctl) -> Result<ExitCode, Failure> {
@@ -44,6 +47,26 @@ pub(crate) fn ctl(args: &Ctl) -> Result<ExitCode, Failure> {
                     bytes => println!("limited to {}", Bytes(bytes)),
                 }
             })
+        }
+        Order::Policy { policy } => {
+            let set = policy.as_deref().map(policy::read).transpose()?.map(Box::new);
+            exchange(args, path, Request::Policy { set }, |force: &InForce| match &force.policy {
+                Some(settings) => print!("{}", policy::as_file(settings)),
+                None => println!("a policy of the daemon's own"),
+            })
+        }
+        Order::Hint { pid, hints } => {
+            let mut told = Hints::default();
+            for (what, so) in hints {
+                let field = match what {
+                    Told::Visible => &mut told.visible,
+                    Told::Audible => &mut told.audible,
+                    Told::Loading => &mut told.loading,
+                    Told::Frozen => &mut told.frozen,
+                };
+                *field = Some(*so);
+            }
+            exchange(args, path, Request::Hint { pid: *pid, hints: told }, |_: &Hinted| println!("told"))
         }
         Order::Drain => exchange(args, path, Request::Drain, |drained: &Drained| {
             println!("everything is back, {} programs let go", drained.clients);

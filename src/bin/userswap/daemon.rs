@@ -3,7 +3,7 @@
 use crate::args::{self, Daemon, Logs};
 use crate::config::Settings;
 use crate::failure::{Failure, chain};
-use crate::{logs, run, sandbox};
+use crate::{logs, policy, run, sandbox};
 use rustix::event::{PollFd, PollFlags};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::ExitCode;
@@ -39,6 +39,7 @@ pub(crate) fn daemon(args: &Daemon, logs: Logs) -> Result<ExitCode, Failure> {
     tracing::info!(
         listen = %settings.listen.display(),
         store = settings.store,
+        policy = ?settings.policy.preset,
         limit = settings.limit,
         capabilities = confinement.capabilities.join(","),
         filtered = confinement.system_calls_filtered,
@@ -66,6 +67,7 @@ fn start(
     spec: Spec,
     inherited: Option<(Listener, Option<ControlSocket>, Heritage)>,
 ) -> Result<Service, Failure> {
+    let disk = policy::disk(&spec);
     let waiting = inherited.as_ref().is_some_and(|(_, _, heritage)| heritage.epoch() > 1);
     let opened = |error| {
         let failure = run::store_failure(&SpecError::Open { spec: settings.store.clone(), source: error });
@@ -115,7 +117,8 @@ fn start(
         .map_err(|error| Failure::of(&format!("listening at {}", settings.listen.display()), &error))?;
     let limits = Limits { resident: Some(limit), client: Some(settings.client_limit), total: None };
     let control = settings.control.as_deref();
-    let options = Options { limits, control, socket, throttle: None };
+    let settings = settings.policy.clone();
+    let options = Options { limits, control, socket, disk, settings, ..Options::default() };
     Service::start(server, options).map_err(|error| {
         let failure = Failure::from(error);
         if waiting { failure.end_at_once() } else { failure }

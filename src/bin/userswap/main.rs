@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 mod args;
-mod bytes;
 mod config;
 mod ctl;
 mod daemon;
@@ -10,6 +9,7 @@ mod doctor;
 mod failure;
 mod logs;
 mod manual;
+mod policy;
 mod record;
 mod replay;
 mod run;
@@ -20,6 +20,7 @@ use args::{Args, Command};
 use clap::Parser;
 use failure::Failure;
 use std::process::ExitCode;
+use userswap::daemon::units as bytes;
 
 fn main() -> ExitCode {
     let args = match Args::try_parse() {

@@ -8,6 +8,7 @@ use crate::bytes::Bytes;
 use crate::config::STORE;
 use crate::failure::{Failure, Status, chain};
 use crate::logs::{self, Format, Level};
+use crate::policy;
 use crate::sandbox;
 use std::ffi::{OsStr, OsString};
 use std::hash::{BuildHasher, RandomState};
@@ -66,6 +67,9 @@ const LOOK: Duration = Duration::from_millis(500);
 fn served_here(args: &Run, signals: &Signals, program: &Program) -> Result<(Ended, Report), Failure> {
     let spec = args.store.as_deref().unwrap_or(STORE);
     let store = open_store(spec).map_err(|error| error.with(Status::Ours))?;
+    let disk = userswap_stores::spec::parse(spec).ok().as_ref().and_then(policy::disk);
+    let settings = args.policy.as_deref().map(policy::read).transpose();
+    let settings = settings.map_err(|error| error.with(Status::Ours))?.unwrap_or_default();
     let (_scratch, object) = put_object()?;
     let address = own_address();
     let limited = args.limit.or(args.total).is_some_and(|limit| limit.0 > 0);
@@ -78,7 +82,8 @@ fn served_here(args: &Run, signals: &Signals, program: &Program) -> Result<(Ende
         client: None,
     };
     // All that can fail before the command is there does; after that, nothing of ours ends it.
-    let options = Options { limits, control: args.control.as_deref(), socket: None, throttle };
+    let control = args.control.as_deref();
+    let options = Options { limits, control, throttle, disk, settings, ..Options::default() };
     let service = serve(args, store, &address, options)?;
     let beside = Beside { object: &object, address: OsStr::new(&address), patience: patience(args), door };
     let mut command = start(&args.command, program, beside, signals)?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use userswap::{Client, Contract};
 use userswap_ipc::client::Builder;
+use userswap_ipc::extension::HintKind;
 use userswap_ipc::superpages::OwnMaps;
 use userswap_tests::pages::Pages;
 use userswap_tests::random::Random;
@@ -80,6 +81,11 @@ fn play(builder: Builder) {
                 });
                 assert!(child > 0);
                 return;
+            }
+            "freeze" | "thaw" => {
+                let frozen = u64::from(line.trim_end() == "freeze");
+                client.hint(HintKind::Frozen, frozen).unwrap();
+                println!("told");
             }
             "end" => return,
             other => panic!("not told what {other} means"),
