@@ -51,19 +51,24 @@ pub(super) struct Eyes {
 const READ: Duration = Duration::from_secs(1);
 
 impl Eyes {
-    /// What processes did since the last time.
+    /// What processes did since the last time; nothing, of who is seen for the first time.
     pub(super) fn activity(&mut self, server: &Server) -> HashMap<u32, Activity> {
         let mut seen = HashMap::new();
         let activity = each(server)
             .map(|(pid, space)| {
                 let now = space.stalls().now();
-                let (stall, pages) = now.since(&self.stalled.get(&pid).copied().unwrap_or_default());
+                let (stall, pages) = now.since(self.stalled.get(&pid).unwrap_or(&now));
                 seen.insert(pid, now);
                 (pid, Activity { stall, promoted: pages * page_bytes() })
             })
             .collect();
         self.stalled = seen;
         activity
+    }
+
+    /// What is done from now on is nobody's business, until somebody wants to know again.
+    pub(super) fn forget_activity(&mut self) {
+        self.stalled.clear();
     }
 
     /// Tells a policy what became of ranges. Of who `is_busy` it is told later: what an order moved has to be known before that some of it came back.

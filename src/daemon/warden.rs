@@ -171,6 +171,8 @@ impl Shared {
                 for client in &mut clients {
                     client.activity = activity.get(&client.pid).copied().unwrap_or_default();
                 }
+            } else {
+                eyes.forget_activity();
             }
             let (stalled, free_disk) = self.look_around(&mut eyes, wants);
             let store = self.server.engine().store().stats();

@@ -4,12 +4,13 @@ use crate::child::{self, Part, Scratch};
 use crate::client::BYTES;
 use parking_lot::Mutex;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use userswap::Server;
 use userswap::daemon::settings::{PolicySettings, Preset};
 use userswap::daemon::units::Time;
 use userswap::daemon::{Options, Service};
-use userswap_policy::{Answer, Order, Policy, Sample, Verdict, What};
+use userswap_policy::{Answer, Order, Policy, Sample, Verdict, Wants, What};
 use userswap_tests::plain::PlainStore;
 use userswap_tests::watch::{Watchdog, until};
 
@@ -85,6 +86,50 @@ fn a_policy_of_ones_own_is_asked_and_its_orders_are_carried_out() {
     let moved: Vec<u64> = answers.lock().iter().map(|answer| answer.moved).collect();
     assert_eq!((moved, out(&service)), (vec![BYTES, BYTES], 0));
     client.ask("check", "checked");
+    client.say("end");
+    client.wait();
+}
+
+/// Looks at what clients wait for, once it is told to.
+#[derive(Debug, Default)]
+struct Curious {
+    on: Arc<AtomicBool>,
+    promoted: Arc<Mutex<Vec<u64>>>,
+}
+
+impl Policy for Curious {
+    fn judge(&mut self, sample: &Sample<'_>) -> Verdict {
+        if self.on.load(Ordering::Relaxed) {
+            self.promoted.lock().extend(sample.clients.iter().map(|client| client.activity.promoted));
+        }
+        Verdict { next: Duration::from_millis(5), ..Verdict::default() }
+    }
+
+    fn wants(&self) -> Wants {
+        Wants { activity: self.on.load(Ordering::Relaxed), ..Wants::default() }
+    }
+}
+
+/// A policy that was put in force later was told all that had ever been waited for as if it were new, and rested for half a minute.
+#[test]
+fn what_was_waited_for_is_told_once_and_only_while_somebody_wants_to_know() {
+    let _watch = Watchdog::new("what_was_waited_for_is_told_once_and_only_while_somebody_wants_to_know");
+    let own = Curious::default();
+    let (on, promoted) = (Arc::clone(&own.on), Arc::clone(&own.promoted));
+    let scratch = Scratch::new();
+    let options = Options { policy: Some((Box::new(own), None)), ..Options::default() };
+    let (service, mut client) = start(&scratch, options);
+    let mut touch_all = || {
+        assert_eq!(service.server().evict(client.pid(), None).unwrap().moved * 4096, BYTES);
+        client.ask("check", "checked");
+    };
+    touch_all();
+    on.store(true, Ordering::Relaxed);
+    until("it has looked", || promoted.lock().len() >= 3);
+    // The first may have been shown what was seen before it wanted to know: nothing.
+    assert_eq!(promoted.lock().iter().sum::<u64>(), 0);
+    touch_all();
+    until("it is told", || promoted.lock().iter().sum::<u64>() > 0);
     client.say("end");
     client.wait();
 }
