@@ -3,7 +3,7 @@
 //! `USERSWAP_LONG=1` kills it 500 times for each kind of program.
 
 use crate::patient;
-use crate::support::{Place, Talk, USERSWAP, can_serve, signal, until, with_filler};
+use crate::support::{Place, Talk, can_serve, copy_program, signal, until, with_filler};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -183,7 +183,7 @@ fn a_daemon_goes_on_as_what_its_program_is_now() {
     let place = Place::new();
     // A program of its own, that can be replaced.
     let program = place.path("userswap");
-    std::fs::copy(USERSWAP, &program).unwrap();
+    copy_program(&program);
     let log = std::fs::File::create(place.path("log")).unwrap();
     let mut command = place.command(&program);
     command.args(["daemon", "--listen", &place.at("s"), "--control", &place.at("c")]).stderr(log);
@@ -196,7 +196,7 @@ fn a_daemon_goes_on_as_what_its_program_is_now() {
     churned(&control, pid, || {
         for _ in 0..if is_long() { 50 } else { 5 } {
             let before = daemon.status().worker_pid;
-            std::fs::copy(USERSWAP, place.path("newer")).unwrap();
+            copy_program(&place.path("newer"));
             std::fs::rename(place.path("newer"), &program).unwrap();
             let told = Instant::now();
             signal(daemon.keeper.id(), "USR2");
@@ -211,8 +211,8 @@ fn a_daemon_goes_on_as_what_its_program_is_now() {
     // What can't take over doesn't get to.
     let worker = daemon.status().worker_pid;
     std::fs::remove_file(&program).unwrap();
-    std::fs::write(&program, "#!/bin/sh\necho 0\n").unwrap();
-    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let put = "printf '#!/bin/sh\\necho 0\\n' > $0 && chmod 755 $0";
+    assert!(std::process::Command::new("sh").args(["-c", put]).arg(&program).status().unwrap().success());
     signal(daemon.keeper.id(), "USR2");
     until("it is refused", || {
         std::fs::read_to_string(place.path("log")).unwrap().contains("can't take up").then_some(())

@@ -1,6 +1,6 @@
 //! What can't be done is said in one sentence, with a status of its own, and leaves nothing behind.
 
-use crate::support::{Place, signal, state, text, until};
+use crate::support::{Place, copy_program, signal, state, text, until};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Output, Stdio};
@@ -128,7 +128,7 @@ fn no_permission() {
         return;
     }
     let program = place.path("userswap");
-    std::fs::copy(crate::support::USERSWAP, &program).unwrap();
+    copy_program(&program);
     std::fs::create_dir(place.path("closed")).unwrap();
     std::fs::set_permissions(place.path("closed"), std::fs::Permissions::from_mode(0o755)).unwrap();
     let by_nobody = |arguments: &[&str]| {

@@ -142,6 +142,12 @@ impl Drop for Talk {
     }
 }
 
+/// Copies the program. By a process of its own: a file that this one has open for writing is so in what other tests' threads are just forking, and
+/// can't be executed until they have.
+pub(crate) fn copy_program(to: &Path) {
+    assert!(Command::new("cp").arg(USERSWAP).arg(to).status().unwrap().success());
+}
+
 pub(crate) fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }
