@@ -4,6 +4,7 @@
 
 mod confined;
 mod deaths;
+mod dumps;
 mod filler;
 mod manual;
 mod orders;
@@ -14,6 +15,7 @@ mod refusals;
 mod run;
 mod served;
 mod signals;
+mod soak;
 mod stores;
 mod support;
 mod traces;

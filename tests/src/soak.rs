@@ -1,0 +1,290 @@
+//! Real programs under daemons that are treated badly, round after round: their memory is moved out, limits change, workers are killed, a store fails. What the
+//! programs say must be what they say by themselves, and after each round the daemons must have no more descriptors and memory than after the first.
+//!
+//! A module of the program `soak` and of the tests of the program `userswap`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use userswap::daemon::control::{Evicted, Limited, Operator, Request, Status};
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The program `userswap`.
+    pub userswap: PathBuf,
+    /// Where everything goes that is made; it must exist.
+    pub directory: PathBuf,
+    /// How long; the round that is under way is gone through to its end.
+    pub time: Duration,
+    /// What chance begins with.
+    pub seed: u64,
+}
+
+/// Programs whose output follows from what they are, each in a shell.
+const PROGRAMS: &[&str] = &[
+    "seq 1 80000 | awk '{print ($1 * 7919) % 200003, $1}' | sort -n | cksum",
+    "awk 'BEGIN {for (i = 0; i < 120000; i++) a[i] = i * 31 % 1009; for (k = 0; k < 3; k++) for (i in a) s += a[i] * (k + 1); print s}'",
+    "python3 -c 'd = {i: str(i * 7) for i in range(80000)}; print(sum(len(v) + int(v) % 11 for k in range(3) for v in d.values()))'",
+    "python3 -c 'import os, sys
+x = [bytes([i % 251]) * 100 for i in range(50000)]
+for n in range(4):
+    if os.fork() == 0: os._exit(sum(map(len, x)) != 5000000)
+    if os.wait()[1]: sys.exit(9)
+print(sum(b[n] for n, b in zip(range(100), x)))'",
+];
+
+/// What a soak came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Soaked {
+    /// Rounds.
+    pub rounds: u64,
+    /// Programs that ran to their end.
+    pub programs: u64,
+    /// Workers that were killed.
+    pub kills: u64,
+    /// What was moved out by order.
+    pub evictions: u64,
+}
+
+/// Soaks, and says after each round how it stands.
+///
+/// # Errors
+/// What went wrong, in a sentence.
+pub fn soak(plan: &Plan, say: impl Fn(&str)) -> Result<Soaked, String> {
+    let alone: Vec<String> =
+        PROGRAMS.iter().map(|program| shell(Command::new("sh"), program)).collect::<Result<_, _>>()?;
+    // One whose worker may be killed, and one whose store often fails for a while.
+    let mortal = Daemon::start(plan, "mortal", "ram:lz4")?;
+    let failing = Daemon::start(plan, "failing", "chaos?put_errors=0.05&latency=200us+ram:lz4")?;
+    let daemons = [&mortal, &failing];
+    let counts = Counts::default();
+    let begun = Instant::now();
+    let (mut rounds, mut first) = (0, None);
+    while rounds == 0 || begun.elapsed() < plan.time {
+        round(plan, daemons, &alone, &counts, plan.seed.wrapping_add(rounds))?;
+        rounds += 1;
+        let now = daemons.map(Daemon::at_rest);
+        let [a, b] = &now;
+        let (a, b) = (a.as_ref().map_err(Clone::clone)?, b.as_ref().map_err(Clone::clone)?);
+        say(&format!(
+            "{:5} s  round {rounds}  programs {}  kills {}  evictions {}  mortal: {a}  failing: {b}",
+            begun.elapsed().as_secs(),
+            counts.programs.load(Ordering::Relaxed),
+            counts.kills.load(Ordering::Relaxed),
+            counts.evictions.load(Ordering::Relaxed),
+        ));
+        let [first_a, first_b] = *first.get_or_insert([*a, *b]);
+        for (name, first, now) in [("mortal", first_a, *a), ("failing", first_b, *b)] {
+            if now.descriptors > first.descriptors + 8 {
+                return Err(format!("{name} has more and more descriptors: {first}, now {now}"));
+            }
+            // An allocator keeps some of what it once had.
+            if now.kib > first.kib * 2 + (32 << 10) {
+                return Err(format!("{name} has more and more memory: {first}, now {now}"));
+            }
+        }
+    }
+    let number = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    Ok(Soaked {
+        rounds,
+        programs: number(&counts.programs),
+        kills: number(&counts.kills),
+        evictions: number(&counts.evictions),
+    })
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    programs: AtomicU64,
+    kills: AtomicU64,
+    evictions: AtomicU64,
+}
+
+/// All programs under both daemons, two of each daemon at a time.
+fn round(
+    plan: &Plan,
+    daemons: [&Daemon; 2],
+    alone: &[String],
+    counts: &Counts,
+    seed: u64,
+) -> Result<(), String> {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let lanes: Vec<_> = daemons
+            .into_iter()
+            .flat_map(|daemon| [(daemon, 0), (daemon, 1)])
+            .map(|(daemon, lane)| {
+                scope.spawn(move || {
+                    for (program, due) in PROGRAMS.iter().zip(alone).skip(lane).step_by(2) {
+                        let mut command = Command::new(&plan.userswap);
+                        command.args(["run", "-q", "--daemon"]).arg(daemon.path("s")).args(["--", "sh"]);
+                        let said = shell(command, program)?;
+                        if said != *due {
+                            return Err(format!("{program}: {said:?} instead of {due:?}"));
+                        }
+                        counts.programs.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        for (daemon, may_kill) in daemons.into_iter().zip([true, false]) {
+            let over = &over;
+            scope.spawn(move || mistreat(daemon, may_kill, counts, seed, over));
+        }
+        let ended: Vec<_> = lanes.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        over.store(true, Ordering::Relaxed);
+        ended.into_iter().try_for_each(|lane| lane.map_err(|_| "a lane panicked".to_owned())?)
+    })
+}
+
+/// Moves out, changes the limit, kills the worker, in no order.
+fn mistreat(daemon: &Daemon, may_kill: bool, counts: &Counts, seed: u64, over: &AtomicBool) {
+    let mut state = seed;
+    let mut below = |bound: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % bound
+    };
+    while !over.load(Ordering::Relaxed) {
+        std::thread::sleep(Duration::from_millis(20 + below(200)));
+        // Between two workers nobody answers.
+        let Ok(mut operator) = Operator::connect(&daemon.path("c")) else { continue };
+        match below(8) {
+            0 => {
+                let bytes = (8 << 20) << below(4);
+                let _ = operator.ask::<Limited>(Request::Limit { bytes });
+            }
+            1 if may_kill => {
+                if let Ok(status) = operator.ask::<Status>(Request::Status)
+                    && status.worker_pid != daemon.keeper.id()
+                    && signal(status.worker_pid, "KILL")
+                {
+                    counts.kills.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            _ => {
+                let Ok(status) = operator.ask::<Status>(Request::Status) else { continue };
+                let pids: Vec<u32> =
+                    status.clients.iter().map(|client| client.pid).filter(|pid| *pid != 0).collect();
+                if let Some(&pid) =
+                    usize::try_from(below(pids.len().max(1) as u64)).ok().and_then(|at| pids.get(at))
+                    && operator.ask::<Evicted>(Request::Evict { pid, bytes: None }).is_ok()
+                {
+                    counts.evictions.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}
+
+struct Daemon {
+    keeper: Child,
+    directory: PathBuf,
+    name: &'static str,
+}
+
+impl Daemon {
+    fn start(plan: &Plan, name: &'static str, store: &str) -> Result<Self, String> {
+        let at = |what: &str| plan.directory.join(format!("{name}.{what}"));
+        let failed = |error: std::io::Error| format!("starting a daemon: {error}");
+        let log = std::fs::File::create(at("log")).map_err(failed)?;
+        let mut command = Command::new(&plan.userswap);
+        command.arg("daemon").arg("--listen").arg(at("s")).arg("--control").arg(at("c"));
+        command.args(["--store", store, "--limit", "32M"]).stdin(Stdio::null()).stderr(log);
+        let keeper = command.spawn().map_err(failed)?;
+        let daemon = Self { keeper, directory: plan.directory.clone(), name };
+        daemon.at_rest().map(|_| daemon)
+    }
+
+    fn path(&self, what: &str) -> PathBuf {
+        self.directory.join(format!("{}.{what}", self.name))
+    }
+
+    /// What it has once nobody is served any more.
+    fn at_rest(&self) -> Result<AtRest, String> {
+        let begun = Instant::now();
+        loop {
+            let asked = Operator::connect(&self.path("c"))
+                .and_then(|mut operator| operator.ask::<Status>(Request::Status));
+            if let Ok(status) = &asked
+                && status.clients.is_empty()
+                && let Some(rest) = AtRest::of(self.keeper.id(), status.worker_pid)
+            {
+                return Ok(rest);
+            }
+            if begun.elapsed() > Duration::from_secs(60) {
+                return Err(format!("{} doesn't come to rest: {asked:?}", self.name));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        signal(self.keeper.id(), "TERM");
+        let end = Instant::now() + Duration::from_secs(30);
+        while Instant::now() < end && matches!(self.keeper.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = self.keeper.kill();
+        let _ = self.keeper.wait();
+    }
+}
+
+/// What keeper and worker have: descriptors (the same ones, if they are two), resident memory together.
+#[derive(Clone, Copy, Debug)]
+struct AtRest {
+    descriptors: usize,
+    kib: u64,
+}
+
+impl AtRest {
+    fn of(keeper: u32, worker: u32) -> Option<Self> {
+        let kib = |pid: u32| {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+            line.trim().trim_end_matches(" kB").parse::<u64>().ok()
+        };
+        let descriptors = std::fs::read_dir(format!("/proc/{worker}/fd")).ok()?.count();
+        let other = if keeper == worker { 0 } else { kib(keeper)? };
+        Some(Self { descriptors, kib: kib(worker)? + other })
+    }
+}
+
+impl std::fmt::Display for AtRest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} descriptors, {} KiB", self.descriptors, self.kib)
+    }
+}
+
+fn shell(mut command: Command, program: &str) -> Result<String, String> {
+    let output = command.args(["-c", program]).stdin(Stdio::null()).output();
+    let output = output.map_err(|error| format!("{program}: {error}"))?;
+    if !output.status.success() {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{program}: {}: {errors}", output.status));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn signal(pid: u32, name: &str) -> bool {
+    let status =
+        Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
+
+/// Makes a directory for a soak, runs it there, and takes the directory away if all went well.
+///
+/// # Errors
+/// As [`soak`]; the directory is in the sentence then.
+pub fn soak_in(root: &Path, plan: Plan, say: impl Fn(&str)) -> Result<Soaked, String> {
+    let directory = root.join(format!("userswap-soak-{}", std::process::id()));
+    std::fs::create_dir(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
+    let plan = Plan { directory: directory.clone(), ..plan };
+    let soaked = soak(&plan, say).map_err(|error| format!("{error} (logs in {})", directory.display()))?;
+    let _ = std::fs::remove_dir_all(&directory);
+    Ok(soaked)
+}
