@@ -84,21 +84,21 @@ pub(crate) const UFFD_CONTINUE: u32 = request(READ_WRITE, 0xAA, 0x07, size_of::<
 pub(crate) const UFFD_POISON: u32 = request(READ_WRITE, 0xAA, 0x08, size_of::<Fill>());
 pub(crate) const PAGEMAP_SCAN: u32 = request(READ_WRITE, b'f', 16, size_of::<ScanArg>());
 
-/// Every ioctl request that this crate makes, for filters of system calls.
+/// Every ioctl request that this crate makes, for filters of system calls. Those that serve a fault come first: a filter goes through them in order.
 pub const REQUESTS: &[u32] = &[
-    UFFD_NEW,
-    UFFD_API_REQUEST,
     UFFD_COPY,
     UFFD_ZEROPAGE,
-    UFFD_MOVE,
-    UFFD_CONTINUE,
-    UFFD_POISON,
-    // REGISTER, UNREGISTER, WAKE and WRITEPROTECT, which go by way of the crate userfaultfd.
+    // WAKE, REGISTER, UNREGISTER and WRITEPROTECT go by way of the crate userfaultfd.
+    request(READ, 0xAA, 0x02, 16),
     request(READ_WRITE, 0xAA, 0x00, 32),
     request(READ, 0xAA, 0x01, 16),
-    request(READ, 0xAA, 0x02, 16),
     request(READ_WRITE, 0xAA, 0x06, 24),
+    UFFD_MOVE,
     PAGEMAP_SCAN,
+    UFFD_CONTINUE,
+    UFFD_POISON,
+    UFFD_NEW,
+    UFFD_API_REQUEST,
 ];
 
 const NONE: u32 = 0;
