@@ -46,11 +46,13 @@ pub enum ConfineError {
 /// - SYS_PTRACE: reading clients' memory and what /proc tells of it, making and handling their userfaultfds;
 /// - DAC_READ_SEARCH: `/proc/PID/pagemap` is readable for its owner alone;
 /// - KILL: ending a client that broke the contract, and what can't be served any more;
-/// - IPC_LOCK: keys stay in memory.
+/// - IPC_LOCK: keys stay in memory;
+/// - SYS_NICE: a thread that gave way to all others takes its turn again (from SCHED_IDLE back to SCHED_OTHER).
 const KEPT: CapabilitySet = CapabilitySet::SYS_PTRACE
     .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::KILL)
-    .union(CapabilitySet::IPC_LOCK);
+    .union(CapabilitySet::IPC_LOCK)
+    .union(CapabilitySet::SYS_NICE);
 
 /// Gives up what this thread, and those it starts from now on, have of capabilities and don't need.
 ///

@@ -10,8 +10,8 @@ use std::process::{Child, Command};
 use userswap::daemon::confine::{Needs, drop_capabilities, filter_system_calls};
 use userswap::daemon::control::{Operator, Request, Status};
 
-/// KILL, SYS_PTRACE, DAC_READ_SEARCH and IPC_LOCK.
-const KEPT: u64 = 1 << 5 | 1 << 19 | 1 << 2 | 1 << 14;
+/// KILL, SYS_PTRACE, DAC_READ_SEARCH, IPC_LOCK and SYS_NICE.
+const KEPT: u64 = 1 << 5 | 1 << 19 | 1 << 2 | 1 << 14 | 1 << 23;
 
 /// The kernel's words on every thread of a process: capabilities, no new privileges, filtered.
 fn threads(pid: u32) -> Vec<(u64, bool, bool)> {
@@ -69,7 +69,7 @@ fn every_thread_of_a_worker_is_confined_and_so_is_the_next_workers() {
     assert!(first.confinement.system_calls_filtered && first.confinement.no_new_privileges);
     let names: HashSet<&str> = first.confinement.capabilities.iter().map(String::as_str).collect();
     assert!(
-        names.is_subset(&HashSet::from(["kill", "sys_ptrace", "dac_read_search", "ipc_lock"])),
+        names.is_subset(&HashSet::from(["kill", "sys_ptrace", "dac_read_search", "ipc_lock", "sys_nice"])),
         "{names:?}"
     );
     signal(first.worker_pid, "KILL");
