@@ -129,6 +129,9 @@ fn allowed(needs: Needs) -> Result<Rules, BackendError> {
         // To read.
         let writes = number(libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC);
         rules.insert(libc::SYS_openat, vec![rule(2, SeccompCmpOp::MaskedEq(writes), 0)?]);
+        // Where there is the older call, some libraries make it.
+        #[cfg(target_arch = "x86_64")]
+        rules.insert(libc::SYS_open, vec![rule(1, SeccompCmpOp::MaskedEq(writes), 0)?]);
     }
     Ok(rules)
 }
@@ -263,6 +266,8 @@ const COMMAND: &[c_long] = &[
     libc::SYS_waitid,
     libc::SYS_wait4,
     libc::SYS_openat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_open,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_rmdir,
 ];

@@ -125,6 +125,13 @@ fn confined_process() {
     assert!(Command::new("true").status().is_err_and(denied));
     assert!(UnixStream::connect(at("socket")).is_err_and(denied));
     assert!(TcpListener::bind("127.0.0.1:0").is_err_and(denied));
+    // By the older call that some libraries make no file is written to either, and found out where a thread runs, which decides how fast it is served.
+    let open = |name: &str, flags| rustix::fs::open(at(name), flags, rustix::fs::Mode::RWXU);
+    assert!(open("there", rustix::fs::OFlags::RDONLY).is_ok());
+    assert_eq!(open("there", rustix::fs::OFlags::RDWR).unwrap_err(), rustix::io::Errno::PERM);
+    assert_eq!(open("new", rustix::fs::OFlags::CREATE).unwrap_err(), rustix::io::Errno::PERM);
+    let here = userswap_uffd::cpu::current_thread();
+    assert!(userswap_uffd::cpu::Whereabouts::of(here).unwrap().cpu().is_ok());
     // Threads there are.
     assert_eq!(std::thread::spawn(|| 7).join().unwrap(), 7);
     println!("\nconfined");
