@@ -180,7 +180,9 @@ pub(crate) fn now() -> u64 {
     const MONOTONIC: usize = 1;
     let mut time = Timespec::new(0);
     // SAFETY: the kernel writes a time.
-    let _ = unsafe { call(nr::CLOCK_GETTIME, [MONOTONIC, ptr::from_mut(&mut time).expose_provenance(), 0, 0, 0, 0]) };
+    let _ = unsafe {
+        call(nr::CLOCK_GETTIME, [MONOTONIC, ptr::from_mut(&mut time).expose_provenance(), 0, 0, 0, 0])
+    };
     (time.seconds as u64).wrapping_mul(1_000_000_000).wrapping_add(time.nanoseconds as u64)
 }
 
