@@ -12,10 +12,10 @@
 //! record of its outcome; [`FaultWork::run`] goes through them on a thread, the simulator goes through those of many
 //! threads in any order it likes. All buffers are made once: serving a fault from a store in memory allocates nothing.
 
-use crate::changes::Change;
 use crate::core::{Decision, Flight, Install, Lost, PageIndex, PageState, Segment, Transition, Zeroed};
 use crate::directory::{Directory, Region, bytes_of};
 use crate::memory::Fault;
+use crate::record::Change;
 use crate::slots::{Phase, Slot};
 use crate::space::Space;
 use crate::stages::{Stage, Stopwatch};
@@ -479,7 +479,7 @@ impl FaultWork {
                     space.stalls().record(thread, took);
                 }
             }
-            space.arrivals().note(from, to);
+            space.arrivals().note((from, to));
             space.note_change(Change::Came(from, to));
             space.memory().wake(span);
         }

@@ -3,9 +3,7 @@
 //! Start with [`fault`]: read → decide → fetch → install. [`evict`] is the way out. Both are thin shells over the pure
 //! [`core`]; the [`memory`] seam says how an address space is reached, [`space`] holds its gate, [`engine`] the threads.
 
-mod arrivals;
 mod brake;
-mod changes;
 pub mod core;
 pub mod directory;
 pub mod engine;
@@ -19,6 +17,7 @@ pub mod memory;
 pub mod pacer;
 mod pending;
 mod placement;
+mod record;
 mod retire;
 mod ring;
 pub mod shares;
@@ -30,7 +29,6 @@ mod steer;
 pub mod watched;
 mod writes;
 
-pub use changes::Change;
 pub use engine::{Engine, EngineBuilder, Observer, SpaceId, Unobserved};
 pub use evict::{EvictError, Keep, MovedOut};
 pub use histogram::Histogram;
@@ -38,6 +36,7 @@ pub use ledger::{Ledger, Roster};
 pub use local::{Expected, LocalReach, PagedRegion, Pinned};
 pub use memory::{Memory, MemoryError};
 pub use pacer::Pacer;
+pub use record::Change;
 pub use space::recover::Recovered;
 pub use space::{Space, Usage};
 pub use stages::{Stage, Stages};

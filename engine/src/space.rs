@@ -3,15 +3,14 @@
 mod events;
 pub(crate) mod recover;
 
-use crate::arrivals::Arrivals;
 use crate::brake::Brake;
-use crate::changes::{Change, Changes};
 use crate::core::{
     Counts, Generation, Lost, Nearby, PageIndex, PageTable, Piece, RegionId, Shard, SlotId, Transition,
 };
 use crate::directory::{Directory, Part, Region, bytes_of, pages_in};
 use crate::histogram::Histogram;
 use crate::memory::{Batch, Fault, Memory, MemoryError};
+use crate::record::{Change, Record};
 use crate::shares::Shares;
 use crate::slots::{Phase, SlotNames, SlotPool, Standing};
 use crate::stages::Stages;
@@ -60,8 +59,8 @@ pub struct Space {
     service: Histogram,
     stages: OnceLock<Box<Stages>>,
     nearby: Mutex<Nearby>,
-    arrivals: Arrivals,
-    changes: Changes,
+    arrivals: Record<(u64, u64)>,
+    changes: Record<Change>,
     stalls: Stalls,
     writes: Writes,
     broken_promise: AtomicBool,
@@ -156,8 +155,8 @@ impl Space {
             service: Histogram::default(),
             stages: OnceLock::new(),
             nearby: Mutex::default(),
-            arrivals: Arrivals::default(),
-            changes: Changes::default(),
+            arrivals: Record::default(),
+            changes: Record::default(),
             stalls: Stalls::default(),
             writes: Writes::default(),
             broken_promise: AtomicBool::new(false),
@@ -386,16 +385,15 @@ impl Space {
         self.nearby.lock().asked(region, page, most)
     }
 
-    /// What came back lately.
     /// Exchanges the addresses, from and to, of what was put in place since the last time, in order, for an empty `ranges`. `false`: there
     /// was more than is remembered, or it is the first time anybody asks. Only one may ask: a [`Pacer`](crate::Pacer) does.
     pub fn take_arrivals(&self, ranges: &mut Vec<(u64, u64)>) -> bool {
         self.arrivals.take(ranges)
     }
 
-    /// What became of ranges since the last time somebody asked; `None` if that isn't known. For those who keep an account of what is out; only one may.
-    pub fn take_changes(&self) -> Option<Vec<Change>> {
-        self.changes.take()
+    /// As [`take_arrivals`](Self::take_arrivals), with what became of ranges: for who keeps an account of what is out. Only one may ask.
+    pub fn take_changes(&self, changes: &mut Vec<Change>) -> bool {
+        self.changes.take(changes)
     }
 
     /// How long its threads waited for pages that were out.
@@ -407,7 +405,8 @@ impl Space {
         self.changes.note(change);
     }
 
-    pub(crate) fn arrivals(&self) -> &Arrivals {
+    /// What came back lately.
+    pub(crate) fn arrivals(&self) -> &Record<(u64, u64)> {
         &self.arrivals
     }
 

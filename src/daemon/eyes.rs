@@ -45,6 +45,8 @@ pub(super) struct Eyes {
     waited: Option<(Instant, Duration)>,
     read_at: Option<Instant>,
     free: Option<u64>,
+    /// Exchanged with those of address spaces.
+    changes: Vec<Change>,
 }
 
 /// Files are read no oftener.
@@ -81,13 +83,16 @@ impl Eyes {
     ) {
         let area = |from: u64, to: u64| Area { start: from, bytes: to.saturating_sub(from) };
         for (pid, space) in each(server).filter(|(pid, _)| !is_busy(*pid)) {
-            match space.take_changes() {
-                Some(changes) => changes.into_iter().for_each(|change| match change {
+            if !space.take_changes(&mut self.changes) {
+                // An account of what isn't known any more would never be settled.
+                policy.gone(pid, area(0, u64::MAX));
+                continue;
+            }
+            for change in &self.changes {
+                match *change {
                     Change::Came(from, to) => policy.came_back(pid, area(from, to), at),
                     Change::Gone(from, to) => policy.gone(pid, area(from, to)),
-                }),
-                // An account of what isn't known any more would never be settled.
-                None => policy.gone(pid, area(0, u64::MAX)),
+                }
             }
         }
     }

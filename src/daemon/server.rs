@@ -348,7 +348,7 @@ impl Inner {
     fn accept(self: &Arc<Self>) {
         let sweep = Duration::from_secs(1);
         while !self.stop.load(Ordering::Acquire) {
-            // Children that never connect are known to be gone only by looking.
+            // Children that never connect, and what a process was before it became another program, are known to be gone only by looking.
             self.engine().sweep();
             self.past.lock().retain(|steward| !steward.is_over());
             let Some(listener) = &self.listener else {
@@ -394,8 +394,6 @@ impl Inner {
 
     fn take_on(self: &Arc<Self>, newcomer: Newcomer) -> Result<u32, ServerError> {
         let Newcomer { link, peer, memory, sentinel, program } = newcomer;
-        // The program that this process was before, among others.
-        self.engine().sweep();
         // Held over the adoption, so that whoever is told of the exit finds the entry.
         let mut clients = self.clients.lock();
         let (id, space) = self

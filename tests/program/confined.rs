@@ -1,14 +1,14 @@
 //! What a process that serves has given up, and what it can't do any more.
 
+use crate::daemon::Daemon;
 use crate::support::{Place, Talk, can_serve, signal, until, with_filler};
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command};
+use std::process::Command;
 use userswap::daemon::confine::{Needs, drop_capabilities, filter_system_calls};
-use userswap::daemon::control::{Operator, Request, Status};
 
 /// KILL, SYS_PTRACE, DAC_READ_SEARCH, IPC_LOCK and SYS_NICE.
 const KEPT: u64 = 1 << 5 | 1 << 19 | 1 << 2 | 1 << 14 | 1 << 23;
@@ -34,37 +34,20 @@ fn is_confined(pid: u32) -> bool {
             .all(|(capabilities, no_new, filtered)| capabilities & !KEPT == 0 && *no_new && *filtered)
 }
 
-struct Daemon(Child);
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn every_thread_of_a_worker_is_confined_and_so_is_the_next_workers() {
     let test = "every_thread_of_a_worker_is_confined_and_so_is_the_next_workers";
     if !can_serve(test) {
         return;
     }
-    let start = |place: &Place, arguments: &[&str]| {
-        let mut command =
-            place.userswap(&["daemon", "--listen", &place.at("s"), "--control", &place.at("c")]);
-        Daemon(command.args(arguments).stderr(File::create(place.path("log")).unwrap()).spawn().unwrap())
-    };
-    let status = |place: &Place| -> Status {
-        let asked = || Operator::connect(&place.path("c")).ok()?.ask(Request::Status).ok();
+    let serving = |daemon: &Daemon| {
         // It answers a little before it is confined.
-        until("it serves", || {
-            asked().filter(|_| std::fs::read_to_string(place.path("log")).unwrap().contains("serving "))
-        });
-        asked().unwrap()
+        until("it serves", || daemon.log().contains("serving ").then_some(()));
+        daemon.status()
     };
     let place = Place::new();
-    let daemon = start(&place, &[]);
-    let first = status(&place);
+    let daemon = Daemon::start(&place, &[]);
+    let first = serving(&daemon);
     until("it is confined", || is_confined(first.worker_pid).then_some(()));
     assert!(first.confinement.system_calls_filtered && first.confinement.no_new_privileges);
     let names: HashSet<&str> = first.confinement.capabilities.iter().map(String::as_str).collect();
@@ -74,15 +57,14 @@ fn every_thread_of_a_worker_is_confined_and_so_is_the_next_workers() {
     );
     signal(first.worker_pid, "KILL");
     let next = until("another worker", || {
-        let asked: Status = Operator::connect(&place.path("c")).ok()?.ask(Request::Status).ok()?;
-        (asked.worker_pid != first.worker_pid).then_some(asked.worker_pid)
+        Some(daemon.status().worker_pid).filter(|worker| *worker != first.worker_pid)
     });
     until("it is confined, too", || is_confined(next).then_some(()));
     drop(daemon);
 
     let place = Place::new();
-    let free = start(&place, &["--no-sandbox"]);
-    let all = status(&place);
+    let free = Daemon::start(&place, &["--no-sandbox"]);
+    let all = serving(&free);
     assert!(!all.confinement.system_calls_filtered && !all.confinement.no_new_privileges);
     drop(free);
 }

@@ -2,10 +2,10 @@
 //!
 //! `USERSWAP_LONG=1` kills it 500 times for each kind of program.
 
+use crate::daemon::Daemon;
 use crate::patient;
 use crate::support::{Place, Talk, can_serve, copy_program, signal, until, with_filler};
-use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use userswap::daemon::control::{Evicted, Operator, Request, Status};
@@ -20,25 +20,18 @@ fn is_long() -> bool {
 
 /// A daemon that dies often.
 struct Mortal {
-    keeper: Child,
-    control: PathBuf,
+    daemon: Daemon,
     seed: u64,
     back: Vec<Duration>,
 }
 
 impl Mortal {
-    fn start(place: &Place, arguments: &[&str]) -> Self {
-        let mut command =
-            place.userswap(&["daemon", "--listen", &place.at("s"), "--control", &place.at("c")]);
-        let log = std::fs::File::create(place.path("log")).unwrap();
-        let keeper = command.args(arguments).stderr(log).spawn().unwrap();
-        let daemon = Self { keeper, control: place.path("c"), seed: 1, back: Vec::new() };
-        daemon.status();
-        daemon
+    fn of(daemon: Daemon) -> Self {
+        Self { daemon, seed: 1, back: Vec::new() }
     }
 
     fn status(&self) -> Status {
-        until("the daemon answers", || Operator::connect(&self.control).ok()?.ask(Request::Status).ok())
+        self.daemon.status()
     }
 
     /// Kills the worker at some instant and waits for the next.
@@ -46,7 +39,7 @@ impl Mortal {
         self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         std::thread::sleep(Duration::from_micros(self.seed >> 47));
         let before = self.status().worker_pid;
-        assert_ne!(before, self.keeper.id(), "the worker is a process of its own");
+        assert_ne!(before, self.daemon.keeper.id(), "the worker is a process of its own");
         let killed = Instant::now();
         signal(before, "KILL");
         until("another worker", || Some(self.status().worker_pid).filter(|worker| *worker != before));
@@ -55,8 +48,7 @@ impl Mortal {
 
     /// Ends it in good order, and says how soon its workers were back.
     fn end(mut self, name: &str) {
-        signal(self.keeper.id(), "TERM");
-        assert!(self.keeper.wait().unwrap().success());
+        self.daemon.end();
         self.back.sort_unstable();
         let at = |share: usize| self.back[(self.back.len() - 1) * share / 100];
         println!(
@@ -66,13 +58,6 @@ impl Mortal {
             at(99),
             at(100)
         );
-    }
-}
-
-impl Drop for Mortal {
-    fn drop(&mut self) {
-        let _ = self.keeper.kill();
-        let _ = self.keeper.wait();
     }
 }
 
@@ -109,10 +94,10 @@ fn takes_part(test: &str, contract: &str) {
         return;
     }
     let place = Place::new();
-    let mut daemon = Mortal::start(&place, &["--contract", contract]);
+    let mut daemon = Mortal::of(Daemon::start(&place, &["--contract", contract]));
     let mut client = Talk::start(&mut patient::command(&place.at("s"), contract));
     client.expect_line_of_tests("ready");
-    let (control, pid) = (daemon.control.clone(), client.pid());
+    let (control, pid) = (daemon.daemon.control.clone(), client.pid());
     churned(&control, pid, || {
         for _ in 0..kills() {
             daemon.kill_worker();
@@ -139,7 +124,7 @@ fn nor_does_who_speaks_the_four_calls_alone() {
 fn nor_do_programs_that_know_nothing() {
     let test = "nor_do_programs_that_know_nothing";
     let Some((place, filler)) = with_filler(test) else { return };
-    let mut daemon = Mortal::start(&place, &["--limit", "16M"]);
+    let mut daemon = Mortal::of(Daemon::start(&place, &["--limit", "16M"]));
     let served = place.at("s");
     let mut clients: Vec<Talk> = (0..2)
         .map(|_| {
@@ -184,22 +169,17 @@ fn a_daemon_goes_on_as_what_its_program_is_now() {
     // A program of its own, that can be replaced.
     let program = place.path("userswap");
     copy_program(&program);
-    let log = std::fs::File::create(place.path("log")).unwrap();
-    let mut command = place.command(&program);
-    command.args(["daemon", "--listen", &place.at("s"), "--control", &place.at("c")]).stderr(log);
-    let mut daemon =
-        Mortal { keeper: command.spawn().unwrap(), control: place.path("c"), seed: 1, back: Vec::new() };
-    daemon.status();
+    let mut daemon = Mortal::of(Daemon::of(place.command(&program), &place, &[]));
     let mut client = Talk::start(&mut patient::command(&place.at("s"), "extended"));
     client.expect_line_of_tests("ready");
-    let (control, pid) = (daemon.control.clone(), client.pid());
+    let (control, pid) = (daemon.daemon.control.clone(), client.pid());
     churned(&control, pid, || {
         for _ in 0..if is_long() { 50 } else { 5 } {
             let before = daemon.status().worker_pid;
             copy_program(&place.path("newer"));
             std::fs::rename(place.path("newer"), &program).unwrap();
             let told = Instant::now();
-            signal(daemon.keeper.id(), "USR2");
+            signal(daemon.daemon.keeper.id(), "USR2");
             until("another worker", || Some(daemon.status().worker_pid).filter(|worker| *worker != before));
             daemon.back.push(told.elapsed());
             client.ask("step");
@@ -213,10 +193,8 @@ fn a_daemon_goes_on_as_what_its_program_is_now() {
     std::fs::remove_file(&program).unwrap();
     let put = "printf '#!/bin/sh\\necho 0\\n' > $0 && chmod 755 $0";
     assert!(std::process::Command::new("sh").args(["-c", put]).arg(&program).status().unwrap().success());
-    signal(daemon.keeper.id(), "USR2");
-    until("it is refused", || {
-        std::fs::read_to_string(place.path("log")).unwrap().contains("can't take up").then_some(())
-    });
+    signal(daemon.daemon.keeper.id(), "USR2");
+    until("it is refused", || daemon.daemon.log().contains("can't take up").then_some(()));
     assert_eq!(daemon.status().worker_pid, worker);
     client.ask("check");
     assert!(client.end().success());
@@ -230,16 +208,16 @@ fn a_keeper_that_dies_has_everything_brought_back() {
         return;
     }
     let place = Place::new();
-    let mut daemon = Mortal::start(&place, &[]);
+    let mut daemon = Mortal::of(Daemon::start(&place, &[]));
     let mut client = Talk::start(&mut patient::command(&place.at("s"), "extended"));
     client.expect_line_of_tests("ready");
-    let moved: Evicted = Operator::connect(&daemon.control)
+    let moved: Evicted = Operator::connect(&daemon.daemon.control)
         .unwrap()
         .ask(Request::Evict { pid: client.pid(), bytes: None })
         .unwrap();
     assert!(moved.moved_bytes > 0);
-    daemon.keeper.kill().unwrap();
-    daemon.keeper.wait().unwrap();
+    daemon.daemon.keeper.kill().unwrap();
+    daemon.daemon.keeper.wait().unwrap();
     // Its worker ends in good order.
     until("the sockets are gone", || (!place.path("s").exists()).then_some(()));
     client.ask("step");

@@ -1,8 +1,9 @@
 //! Core dumps of programs whose memory is out.
 
-use crate::support::{Place, Talk, can_serve, signal, text, until};
+use crate::daemon::Daemon;
+use crate::support::{Place, Talk, can_serve, text, until};
 use std::process::{Command, Stdio};
-use userswap::daemon::control::{Evicted, Operator, Request, Restored, Status};
+use userswap::daemon::control::{Evicted, Request, Restored};
 
 const MARKS: usize = 20_000;
 
@@ -41,21 +42,11 @@ fn what_was_restored_is_in_a_core_dump() {
         }
     }
     let place = Place::new();
-    let log = std::fs::File::create(place.path("log")).unwrap();
-    let mut daemon = place
-        .userswap(&["daemon", "--listen", &place.at("s"), "--control", &place.at("c")])
-        .stderr(log)
-        .spawn()
-        .unwrap();
-    let operator = || until("the daemon answers", || Operator::connect(&place.path("c")).ok());
-    drop(operator());
+    let mut daemon = Daemon::start(&place, &[]);
     let arguments = ["run", "-q", "--daemon", &place.at("s"), "--", "python3", "-c", PROGRAM];
     let mut talk = Talk::start(&mut place.userswap(&arguments));
     talk.expect("ready");
-    let pid = until("it is served", || {
-        let status: Status = operator().ask(Request::Status).ok()?;
-        status.clients.first().map(|client| client.pid)
-    });
+    let pid = until("it is served", || daemon.status().clients.first().map(|client| client.pid));
     let dump = |name: &str| -> Option<usize> {
         let output = Command::new("gcore")
             .args(["-o", &place.at(name), &pid.to_string()])
@@ -68,16 +59,15 @@ fn what_was_restored_is_in_a_core_dump() {
         };
         Some(marks(&dump))
     };
-    let moved: Evicted = operator().ask(Request::Evict { pid, bytes: None }).unwrap();
+    let moved: Evicted = daemon.operator().ask(Request::Evict { pid, bytes: None }).unwrap();
     assert!(moved.moved_bytes > 4 << 20, "{moved:?}");
     if let Some(out) = dump("out") {
         // What is out isn't there, nor is it brought back for a dump.
         assert!(out < MARKS, "{out}");
-        let restored: Restored = operator().ask(Request::Restore { pid }).unwrap();
+        let restored: Restored = daemon.operator().ask(Request::Restore { pid }).unwrap();
         assert!(restored.restored_bytes > 0);
         assert_eq!(dump("back"), Some(MARKS));
     }
     assert!(talk.end().success());
-    signal(daemon.id(), "TERM");
-    assert!(daemon.wait().unwrap().success());
+    daemon.end();
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod confined;
+mod daemon;
 mod deaths;
 mod dumps;
 mod filler;

@@ -1,7 +1,6 @@
 //! `userswap ctl`: what can be asked of a running daemon, and what it then does.
 
-use crate::support::{Place, Talk, text, until, with_filler};
-use serde_json::Value;
+use crate::support::{Place, Talk, ask, text, until, with_filler};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 
@@ -12,16 +11,6 @@ fn start(place: &Place, filler: &str) -> (Talk, u32) {
     run.expect("ready");
     let pid = until("it is a client", || ask(place, &["clients"])[0]["pid"].as_u64());
     (run, u32::try_from(pid).unwrap())
-}
-
-fn ask(place: &Place, words: &[&str]) -> Value {
-    let mut arguments = vec!["ctl", "--json", "--control"];
-    let control = place.at("c");
-    arguments.push(&control);
-    arguments.extend(words);
-    let output = place.output(&arguments);
-    assert!(output.status.success(), "{words:?}: {}", text(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 #[test]

@@ -1,62 +1,28 @@
 //! Nobody can bring memory back any more: who waits for it waits for a while, is told, and ended. Nobody reads zeros.
 
+use crate::daemon::Daemon;
 use crate::patient;
 use crate::support::{Place, Talk, can_serve, signal, state, until, with_filler};
 use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
-use userswap::daemon::control::{Evicted, Operator, Request, Status};
+use userswap::daemon::control::{Evicted, Request};
 
-/// A daemon of two processes, and a place for its sockets and its log.
-struct Daemon {
-    place: Place,
-    keeper: Child,
+/// Everything of a program that can be out is, and some can.
+fn evict(daemon: &Daemon, pid: u32) {
+    let moved: Evicted = daemon.operator().ask(Request::Evict { pid, bytes: None }).unwrap();
+    assert!(moved.moved_bytes > 0);
 }
 
-impl Daemon {
-    fn start(place: Place, arguments: &[&str]) -> Self {
-        let log = std::fs::File::create(place.path("log")).unwrap();
-        let mut command =
-            place.userswap(&["daemon", "--listen", &place.at("s"), "--control", &place.at("c")]);
-        let keeper = command.args(arguments).stderr(log).spawn().unwrap();
-        Self { place, keeper }
-    }
-
-    fn operator(&self) -> Operator {
-        until("the daemon answers", || Operator::connect(&self.place.path("c")).ok())
-    }
-
-    fn status(&self) -> Status {
-        until("the daemon answers", || self.operator().ask(Request::Status).ok())
-    }
-
-    /// Everything of a program that can be out is, and some can.
-    fn evict(&self, pid: u32) {
-        let moved: Evicted = self.operator().ask(Request::Evict { pid, bytes: None }).unwrap();
-        assert!(moved.moved_bytes > 0);
-    }
-
-    /// Both at once: a worker whose keeper dies would bring everything back, a keeper whose worker dies make another.
-    fn kill_both(&mut self) {
-        let worker = self.status().worker_pid;
-        assert_ne!(worker, self.keeper.id());
-        signal(self.keeper.id(), "STOP");
-        signal(worker, "KILL");
-        self.keeper.kill().unwrap();
-        self.keeper.wait().unwrap();
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.place.path("log")).unwrap()
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.keeper.kill();
-        let _ = self.keeper.wait();
-    }
+/// Both at once: a worker whose keeper dies would bring everything back, a keeper whose worker dies make another.
+fn kill_both(daemon: &mut Daemon) {
+    let worker = daemon.status().worker_pid;
+    assert_ne!(worker, daemon.keeper.id());
+    signal(daemon.keeper.id(), "STOP");
+    signal(worker, "KILL");
+    daemon.keeper.kill().unwrap();
+    daemon.keeper.wait().unwrap();
 }
 
 /// How a program ends that nobody tells to.
@@ -84,23 +50,22 @@ fn waits(pid: u32) -> bool {
 fn whose_daemon_is_dead_for_good_waits_is_told_and_ended() {
     let test = "whose_daemon_is_dead_for_good_waits_is_told_and_ended";
     let Some((place, filler)) = with_filler(test) else { return };
-    let mut daemon = Daemon::start(place, &[]);
-    daemon.status();
-    let errors = daemon.place.path("errors");
-    let socket = daemon.place.at("s");
+    let mut daemon = Daemon::start(&place, &[]);
+    let errors = place.path("errors");
+    let socket = place.at("s");
     let arguments = ["run", "-q", "--patience", "2", "--daemon", &socket, "--", &filler, "8"];
     let start = || {
         let errors = std::fs::File::options().create(true).append(true).open(&errors).unwrap();
-        let mut talk = Talk::start(daemon.place.userswap(&arguments).stderr(errors));
+        let mut talk = Talk::start(place.userswap(&arguments).stderr(errors));
         talk.expect("ready");
         talk
     };
     let mut needs = start();
     let pid = until("it is served", || daemon.status().clients.first().map(|client| client.pid));
-    daemon.evict(pid);
+    evict(&daemon, pid);
     let mut needs_nothing = start();
     until("both are served", || (daemon.status().clients.len() == 2).then_some(()));
-    daemon.kill_both();
+    kill_both(&mut daemon);
     say(&mut needs, "check");
     until("it waits, or is ended", || (waits(pid) || state(pid).is_none()).then_some(()));
     assert_eq!(end_of(&mut needs).code(), Some(128 + 9), "ended as by SIGKILL");
@@ -123,17 +88,17 @@ fn so_is_who_takes_part() {
     }
     for contract in ["extended", "strict"] {
         // Much less than its threads go through all the while: some is always out.
-        let mut daemon = Daemon::start(Place::new(), &["--contract", contract, "--limit", "2M"]);
-        daemon.status();
-        let errors = std::fs::File::create(daemon.place.path("errors")).unwrap();
-        let mut command = patient::command(&daemon.place.at("s"), contract);
+        let place = Place::new();
+        let mut daemon = Daemon::start(&place, &["--contract", contract, "--limit", "2M"]);
+        let errors = std::fs::File::create(place.path("errors")).unwrap();
+        let mut command = patient::command(&place.at("s"), contract);
         command.env("USERSWAP_TEST_PATIENCE", "2").stderr(Stdio::from(errors));
         let mut client = Talk::start(&mut command);
         client.expect_line_of_tests("ready");
-        daemon.evict(client.pid());
-        daemon.kill_both();
+        evict(&daemon, client.pid());
+        kill_both(&mut daemon);
         let ended = end_of(&mut client);
-        let told = std::fs::read_to_string(daemon.place.path("errors")).unwrap();
+        let told = std::fs::read_to_string(place.path("errors")).unwrap();
         assert_eq!(ended.signal(), Some(9), "{contract}: {ended}: {told}");
         assert!(told.contains("is gone; after waiting for 2 s the process is ended"), "{told}");
     }
@@ -144,15 +109,13 @@ fn so_is_who_takes_part() {
 fn who_has_all_its_memory_outlives_its_daemon() {
     let test = "who_has_all_its_memory_outlives_its_daemon";
     let Some((place, filler)) = with_filler(test) else { return };
-    let mut daemon = Daemon::start(place, &["--limit", "4M"]);
-    daemon.status();
-    let socket = daemon.place.at("s");
+    let mut daemon = Daemon::start(&place, &["--limit", "4M"]);
+    let socket = place.at("s");
     let arguments = ["run", "-q", "--patience", "1", "--daemon", &socket, "--", &filler, "8"];
-    let mut client = Talk::start(&mut daemon.place.userswap(&arguments));
+    let mut client = Talk::start(&mut place.userswap(&arguments));
     client.expect("ready");
     until("some of it is out", || (daemon.status().totals.pages_out > 0).then_some(()));
-    signal(daemon.keeper.id(), "TERM");
-    assert!(daemon.keeper.wait().unwrap().success());
+    daemon.end();
     // Longer than its patience.
     std::thread::sleep(Duration::from_millis(1500));
     for word in ["check", "churn", "fork", "check"] {
@@ -168,12 +131,13 @@ fn when_no_worker_can_serve_who_waits_is_ended() {
     if !can_serve(test) {
         return;
     }
-    let mut daemon = Daemon::start(Place::new(), &["--patience", "2", "--limit", "2M"]);
+    let place = Place::new();
+    let mut daemon = Daemon::start(&place, &["--patience", "2", "--limit", "2M"]);
     let worker = daemon.status().worker_pid;
-    let mut command = patient::command(&daemon.place.at("s"), "extended");
+    let mut command = patient::command(&place.at("s"), "extended");
     let mut client = Talk::start(command.env("USERSWAP_TEST_PATIENCE", "60"));
     client.expect_line_of_tests("ready");
-    daemon.evict(client.pid());
+    evict(&daemon, client.pid());
     let keeper = rustix::process::Pid::from_child(&daemon.keeper);
     let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
     rustix::process::prlimit(Some(keeper), rustix::process::Resource::Nofile, none).unwrap();

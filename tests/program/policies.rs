@@ -1,14 +1,6 @@
 //! `--policy` and `userswap ctl policy`: what is taken, what is refused, and what programs then have done to them.
 
-use crate::support::{Place, Talk, text, until, with_filler};
-use serde_json::Value;
-
-fn ask(place: &Place, words: &[&str]) -> Value {
-    let control = place.at("c");
-    let output = place.output(&[&["ctl", "--json", "--control", &control][..], words].concat());
-    assert!(output.status.success(), "{words:?}: {}", text(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
+use crate::support::{Place, Talk, ask, text, until, with_filler};
 
 /// A filler of 48 MiB under a policy, managed.
 fn start(place: &Place, filler: &str, policy: &str) -> (Talk, String) {

@@ -159,6 +159,13 @@ pub(crate) fn copy_program(to: &Path) {
     assert!(Command::new("cp").arg(USERSWAP).arg(to).status().unwrap().success());
 }
 
+/// What `ctl --json` answers.
+pub(crate) fn ask(place: &Place, words: &[&str]) -> serde_json::Value {
+    let output = place.output(&[&["ctl", "--json", "--control", &place.at("c")][..], words].concat());
+    assert!(output.status.success(), "{words:?}: {}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
 pub(crate) fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
 }

@@ -1,10 +1,10 @@
 //! What an address space is told: messages read, events applied.
 
 use super::{Books, Space, pool_of};
-use crate::changes::Change;
 use crate::core::{Counts, Lost, PageTable, SlotId, SlotPage, Transition};
 use crate::directory::{Directory, Part, Region};
 use crate::memory::{Batch, Event, Memory, MemoryError};
+use crate::record::Change;
 use crate::slots::{Phase, SlotNames, Standing};
 use std::collections::HashMap;
 use std::sync::Arc;
