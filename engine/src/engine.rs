@@ -1,6 +1,7 @@
-//! Handler threads over any number of address spaces.
+//! Handler threads, and writers, over any number of address spaces.
 
 mod handler;
+mod writer;
 
 use crate::memory::{Memory, MemoryError};
 use crate::placement::Placement;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use userswap_store::{Handle, OwnerId, PageKey, Store};
+use writer::Writers;
 
 /// What the engine tells whoever embeds it.
 pub trait Observer: Send + Sync + 'static {
@@ -52,6 +54,7 @@ pub type Named = (SpaceId, Arc<Space>);
 pub struct EngineBuilder {
     store: Arc<dyn Store>,
     handlers: usize,
+    writers: usize,
     around: u32,
     slot_pages: u32,
     observer: Arc<dyn Observer>,
@@ -64,6 +67,13 @@ impl EngineBuilder {
     #[must_use]
     pub fn handlers(mut self, handlers: usize) -> Self {
         self.handlers = handlers.max(1);
+        self
+    }
+
+    /// How many threads help whoever moves pages out to write them to the store; one less than there are CPUs (at most three) unless said otherwise.
+    #[must_use]
+    pub fn writers(mut self, writers: usize) -> Self {
+        self.writers = writers;
         self
     }
 
@@ -122,23 +132,31 @@ impl EngineBuilder {
             spaces: RwLock::new(HashMap::new()),
             next: AtomicU64::new(1),
             kicked: SegQueue::new(),
+            writers: Writers::default(),
             stop: AtomicBool::new(false),
         });
         for epoll in &shared.epolls {
             epoll::add(epoll, &shared.bell, epoll::EventData::new_u64(BELL), epoll::EventFlags::IN)?;
         }
-        let engine = Engine { shared: Arc::clone(&shared), handlers: Mutex::new(Vec::new()) };
+        let engine = Engine { shared: Arc::clone(&shared), threads: Mutex::new(Vec::new()) };
         for number in 0..self.handlers {
             let shared = Arc::clone(&shared);
             let thread = std::thread::Builder::new()
                 .name(format!("userswap-fault{number}"))
                 .spawn(move || shared.handle(number))?;
-            engine.handlers.lock().push(thread);
+            engine.threads.lock().push(thread);
+        }
+        for number in 0..self.writers {
+            let shared = Arc::clone(&shared);
+            let thread = std::thread::Builder::new()
+                .name(format!("userswap-write{number}"))
+                .spawn(move || shared.write())?;
+            engine.threads.lock().push(thread);
         }
         let watchdog = std::thread::Builder::new()
             .name("userswap-watch".into())
             .spawn(move || shared.placement.watch(|| shared.has_waiting()))?;
-        engine.handlers.lock().push(watchdog);
+        engine.threads.lock().push(watchdog);
         Ok(engine)
     }
 }
@@ -146,7 +164,7 @@ impl EngineBuilder {
 /// An engine: a store, handler threads, address spaces.
 pub struct Engine {
     shared: Arc<Shared>,
-    handlers: Mutex<Vec<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 struct Shared {
@@ -164,6 +182,7 @@ struct Shared {
     spaces: RwLock<HashMap<u64, Arc<Space>>>,
     next: AtomicU64,
     kicked: SegQueue<u64>,
+    writers: Writers,
     stop: AtomicBool,
 }
 
@@ -177,6 +196,7 @@ impl Engine {
         EngineBuilder {
             store,
             handlers: cpus.min(4),
+            writers: (cpus - 1).min(3),
             around: 32,
             slot_pages: SLOT_PAGES,
             observer: Arc::new(Unobserved),
@@ -308,7 +328,8 @@ impl Drop for Engine {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.ring_bell();
         self.shared.placement.stop();
-        for thread in self.handlers.lock().drain(..) {
+        self.shared.writers.stop();
+        for thread in self.threads.lock().drain(..) {
             // An observer that is called on a handler's thread may be the last who holds the engine. That thread ends by itself.
             if thread.thread().id() != std::thread::current().id() {
                 let _ = thread.join();
@@ -331,6 +352,12 @@ impl Shared {
             if let Some(shared) = kicked.upgrade() {
                 shared.kicked.push(id.0);
                 shared.ring_bell();
+            }
+        }));
+        let called = Arc::downgrade(self);
+        space.set_call_writers(Box::new(move || {
+            if let Some(shared) = called.upgrade() {
+                shared.writers.call(id.0);
             }
         }));
         self.spaces.write().insert(id.0, Arc::clone(space));

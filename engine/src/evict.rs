@@ -84,19 +84,10 @@ pub enum Keep {
 pub(crate) enum Then {
     /// It is left as it is.
     Leave,
-    /// It is written out at once.
-    Write,
     /// It is left to be written out soon, by whoever has time.
     Queue,
-}
-
-impl From<Keep> for Then {
-    fn from(keep: Keep) -> Self {
-        match keep {
-            Keep::Standby => Self::Leave,
-            Keep::Stored => Self::Write,
-        }
-    }
+    /// The engine's writers are called, too: somebody waits until all of it is out. Else they would be in the way of those who serve faults.
+    Call,
 }
 
 /// Pages, at most 64 pages apart, that are moved out together.
@@ -121,20 +112,25 @@ impl Space {
     /// # Errors
     /// When it had to stop early; what was done by then stays done, and nothing is lost.
     pub fn move_out(&self, span: Span, most: u64, keep: Keep) -> Result<MovedOut, EvictError> {
-        let moved = self.move_out_by(&mut EvictWork::new(self.pool.slot_pages()), span, most, keep.into())?;
+        let mut work = EvictWork::new(self.pool.slot_pages());
+        let moved = self.move_out_by(&mut work, span, most, keep);
+        let stored = self.write_all(&mut work);
+        let (mut moved, stored) = (moved?, stored?);
+        moved.stored += stored;
         self.reclaim_slots()?;
         Ok(moved)
     }
 
-    /// As [`move_out`](Self::move_out), with buffers for slots of this address space's kind that the caller keeps. The
-    /// slots that were written out are left to be [emptied](Self::reclaim_slots).
+    /// As [`move_out`](Self::move_out), with buffers for slots of this address space's kind that the caller keeps. The last slots are left to be
+    /// [written](Self::write_all) and [emptied](Self::reclaim_slots).
     pub(crate) fn move_out_by(
         &self,
         work: &mut EvictWork,
         span: Span,
         most: u64,
-        then: Then,
+        keep: Keep,
     ) -> Result<MovedOut, EvictError> {
+        let then = if keep == Keep::Stored { Then::Call } else { Then::Leave };
         let _mover = self.mover.lock();
         let mut moved = MovedOut::default();
         work.begin();
@@ -158,13 +154,15 @@ impl Space {
         done.map(|()| moved)
     }
 
-    /// Moves out what is resident of each lot. How much of each went, [`work`](EvictWork::moved_of) tells.
+    /// Moves out what is resident of each lot. How much of each went, [`work`](EvictWork::moved_of) tells. The last slots are left as by
+    /// [`move_out_by`](Self::move_out_by).
     pub(crate) fn move_out_lots(
         &self,
         work: &mut EvictWork,
         lots: impl Iterator<Item = Lot>,
-        then: Then,
+        keep: Keep,
     ) -> Result<MovedOut, EvictError> {
+        let then = if keep == Keep::Stored { Then::Queue } else { Then::Leave };
         let _mover = self.mover.lock();
         let mut moved = MovedOut::default();
         work.begin();
@@ -214,14 +212,11 @@ impl Space {
                 }
                 Answer::Ordered => work.arrived(moved)?,
             }
-            match then {
-                Then::Write => self.write_standing(work, moved)?,
-                Then::Queue => {
-                    if let Some((id, standing)) = work.take_filled() {
-                        self.writes().push(id, standing);
-                    }
-                }
-                Then::Leave => work.leave_standing(),
+            if then == Then::Leave {
+                work.leave_standing();
+            } else if let Some((id, standing)) = work.take_filled() {
+                self.queue_write(id, standing, then == Then::Call);
+                self.write_ahead(work)?;
             }
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! Holding an address space under a limit: what goes out is chosen by [`Victims`], from what came in and when.
 
-use crate::evict::{EvictError, EvictWork, Keep, Lot, MovedOut, Then};
+use crate::evict::{EvictError, EvictWork, Keep, Lot, MovedOut};
 use crate::space::Space;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -28,12 +28,6 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// Blocks that may be remembered in vain.
 const FORGOTTEN: usize = 1024;
-
-/// Slots that nobody stands in any more are emptied so many at a time: until then their pages count.
-const DRAINED: usize = 4;
-
-/// Slots left to be written out by whoever has time, before one is written here.
-const AHEAD: usize = 4;
 
 impl Pacer {
     /// One that knows nothing yet.
@@ -142,14 +136,14 @@ impl Pacer {
         let work = self.work.get_or_insert_with(|| EvictWork::new(space.slots().slot_pages()));
         let mut total = MovedOut::default();
         went.clear();
-        for region in regions {
-            let moved = space.move_out_by(work, *region, u64::MAX, keep.into())?;
+        let done = regions.iter().try_for_each(|region| {
+            let moved = space.move_out_by(work, *region, u64::MAX, keep)?;
             went.push(moved.moved);
             total += moved;
-            if space.slots().drained() >= DRAINED {
-                space.reclaim_slots()?;
-            }
-        }
+            space.reclaim_many()
+        });
+        total.stored += space.write_all(work)?;
+        done?;
         space.reclaim_slots()?;
         Ok(total)
     }
@@ -207,7 +201,6 @@ impl Pacer {
         total: &mut MovedOut,
     ) -> Result<(), EvictError> {
         let work = self.work.get_or_insert_with(|| EvictWork::new(space.slots().slot_pages()));
-        let then = if keep == Keep::Stored { Then::Queue } else { Then::Leave };
         // Each has its turn once: what can't move joins again.
         let mut turns = self.victims.len();
         while turns > 0 && total.moved < pages {
@@ -228,7 +221,7 @@ impl Pacer {
                 chosen += u64::from(victim.known);
             }
             let lots = self.together.iter().map(|(_, lot)| *lot);
-            let moved = space.move_out_lots(work, lots, then).inspect_err(|_| {
+            let moved = space.move_out_lots(work, lots, keep).inspect_err(|_| {
                 for (victim, _) in &self.together {
                     self.victims.left(*victim, 0, victim.pages);
                 }
@@ -240,12 +233,7 @@ impl Pacer {
                 self.victims.left(*victim, went, remain);
             }
             *total += moved;
-            while space.writes().len() > AHEAD {
-                space.write_next(work)?;
-            }
-            if space.slots().drained() >= DRAINED {
-                space.reclaim_slots()?;
-            }
+            space.reclaim_many()?;
         }
         Ok(())
     }

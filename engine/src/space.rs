@@ -72,6 +72,8 @@ pub struct Space {
     arriving: Mutex<Vec<(Arc<Region>, PageIndex)>>,
     /// Gets a handler to look here soon.
     kick: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// Gets a writer to look here.
+    call_writers: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 /// What a process and its forked descendants have in common: their pages can share objects.
@@ -165,6 +167,7 @@ impl Space {
             troubles: Troubles::default(),
             arriving: Mutex::default(),
             kick: OnceLock::new(),
+            call_writers: OnceLock::new(),
         })
     }
 
@@ -463,6 +466,18 @@ impl Space {
     pub(crate) fn kick(&self) {
         if let Some(kick) = self.kick.get() {
             kick();
+        }
+    }
+
+    /// Says how to get a writer to look here; once.
+    pub(crate) fn set_call_writers(&self, call: Box<dyn Fn() + Send + Sync>) {
+        let _ = self.call_writers.set(call);
+    }
+
+    /// Gets a writer to look here. Without any, whoever moves out writes all of it.
+    pub(crate) fn call_writers(&self) {
+        if let Some(call) = self.call_writers.get() {
+            call();
         }
     }
 

@@ -1,7 +1,8 @@
 //! Writing slots out, and so making them free again: by whoever has time.
 //!
-//! Moving pages into slots is one thread's work, writing the slots out anybody's. Whoever moves out to hold a limit leaves the slots here and
-//! takes them up again; handlers whose faults are being held back, since memory comes faster than it goes, help.
+//! Moving pages into slots is one thread's work, writing the slots out anybody's: compressing takes most of the time that moving out takes. Whoever
+//! moves out leaves the slots here, and takes them up again where nobody else does. The engine's writers are called when somebody waits for all of a range to be
+//! out. Under a limit handlers help whose faults are being held back, since memory comes faster than it goes: there the writers would take the handlers' CPU.
 
 use crate::core::SlotId;
 use crate::evict::{EvictError, EvictWork, MovedOut};
@@ -21,7 +22,15 @@ pub(crate) struct Writes {
     under_way: AtomicU32,
     /// Pages written.
     written: AtomicU64,
+    /// Why a writer couldn't write one, until whoever moves out hears of it.
+    failed: Mutex<Option<EvictError>>,
 }
+
+/// Slots left to be written out by the writers, before whoever moves out writes one.
+const AHEAD: usize = 4;
+
+/// Slots that nobody stands in any more are emptied so many at a time: until then their pages count.
+const DRAINED: usize = 4;
 
 /// How often the last slots are looked after while others write them.
 const ALMOST: Duration = Duration::from_micros(50);
@@ -30,11 +39,7 @@ const ALMOST: Duration = Duration::from_micros(50);
 const LOOKS: u32 = 200;
 
 impl Writes {
-    pub(crate) fn push(&self, id: SlotId, standing: Standing) {
-        self.waiting.lock().push_back((id, standing));
-    }
-
-    pub(crate) fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.waiting.lock().len()
     }
 
@@ -45,6 +50,23 @@ impl Writes {
 }
 
 impl Space {
+    /// Leaves a slot to be written out.
+    pub(crate) fn queue_write(&self, id: SlotId, standing: Standing, call: bool) {
+        self.writes().waiting.lock().push_back((id, standing));
+        if call {
+            self.call_writers();
+        }
+    }
+
+    /// For whoever moves out: writes what the writers leave behind.
+    pub(crate) fn write_ahead(&self, work: &mut EvictWork) -> Result<(), EvictError> {
+        let writes = self.writes();
+        while writes.len() > AHEAD {
+            self.write_next(work)?;
+        }
+        writes.failed.lock().take().map_or(Ok(()), Err)
+    }
+
     /// Puts what stands in the slot taken up into the store, and lets go of the slot.
     pub(crate) fn write_standing(
         &self,
@@ -140,9 +162,15 @@ impl Space {
 
     /// Writes every slot out that is left, and waits for those that others are at. Returns the pages written since the last time.
     pub(crate) fn write_all(&self, work: &mut EvictWork) -> Result<u64, EvictError> {
-        while self.write_next(work)? {}
+        let mut done = Ok(true);
+        while let Ok(true) = done {
+            done = self.write_next(work);
+        }
         self.await_writes();
-        Ok(self.writes().written.swap(0, Ordering::Relaxed))
+        let writes = self.writes();
+        let written = writes.written.swap(0, Ordering::Relaxed);
+        let failed = writes.failed.lock().take().map_or(Ok(()), Err);
+        done.and(failed).map(|()| written)
     }
 
     /// Waits for the slots that others are writing.
@@ -152,19 +180,33 @@ impl Space {
         }
     }
 
+    /// For a writer: writes out all that is queued.
+    pub(crate) fn write_for_others(&self, work: &mut Option<EvictWork>) {
+        while self.write_one_for_others(work) {}
+    }
+
     /// For a handler whose faults are held back: writes a slot out. Whether there was anything to do.
     pub(crate) fn help_out(&self, work: &mut Option<EvictWork>) -> bool {
         // A store that may take its time isn't for a thread that serves faults.
-        if self.may_wait() || !self.is_braking() || self.writes().len() == 0 {
+        !self.may_wait() && self.is_braking() && self.write_one_for_others(work)
+    }
+
+    fn write_one_for_others(&self, work: &mut Option<EvictWork>) -> bool {
+        if self.writes().len() == 0 {
             return false;
         }
         let work = work.get_or_insert_with(|| EvictWork::new(self.slots().slot_pages()));
-        match self.write_next(work) {
-            Ok(done) => done,
-            Err(error) => {
-                tracing::debug!(%error, "helping to write out");
-                false
-            }
+        self.write_next(work).unwrap_or_else(|error| {
+            self.writes().failed.lock().get_or_insert(error);
+            false
+        })
+    }
+
+    /// Empties slots that nobody stands in any more, if they are many.
+    pub(crate) fn reclaim_many(&self) -> Result<(), EvictError> {
+        if self.slots().drained() >= DRAINED {
+            self.reclaim_slots()?;
         }
+        Ok(())
     }
 }

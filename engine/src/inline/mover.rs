@@ -1,4 +1,6 @@
 //! Moving pages of an inline region out.
+//!
+//! Compressing takes most of the time. Where a caller waits for many pages to be out, other threads write the slots that were filled.
 
 use super::space::{Inline, Moving};
 use super::state::Standing;
@@ -6,6 +8,7 @@ use crate::core::{Generation, Kept, Lost, PageIndex, PageState, SlotId, SlotPage
 use crate::directory::pages_in;
 use crate::evict::{EvictError, MovedOut};
 use crate::memory::MemoryError;
+use crossbeam::channel::{Receiver, Sender, bounded};
 use std::sync::atomic::Ordering;
 use userswap_store::{Handle, Page};
 use userswap_uffd::{Blocked, Span, Stop, page_size};
@@ -17,7 +20,14 @@ struct Work {
     writing: Vec<(u32, Generation)>,
     handles: Vec<Option<Handle>>,
     stale: Vec<Handle>,
+    /// Whoever writes slots out for this mover.
+    writers: Option<Sender<u32>>,
 }
+
+/// Slots of pages for which others are asked to write.
+const MANY: u32 = 8;
+/// Slots that may wait for them.
+const AHEAD: usize = 2;
 
 impl Inline {
     /// Moves out what is in memory of a range, pinned pages aside.
@@ -26,26 +36,61 @@ impl Inline {
     /// When it had to stop early; nothing is lost.
     pub(crate) fn evict(&self, span: Span) -> Result<MovedOut, EvictError> {
         let (first, end) = self.pages(span);
-        self.evict_pages(first, end, u64::MAX)
+        let slots = self.memory.slots().min((end - first) / self.memory.slot_pages());
+        if slots < MANY {
+            return self.evict_pages(&mut Work::default(), first, end, u64::MAX);
+        }
+        let others = std::thread::available_parallelism().map_or(1, usize::from).min(4) - 1;
+        let (filled, to_write) = bounded(AHEAD);
+        std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..others)
+                .filter_map(|_| {
+                    let to_write = to_write.clone();
+                    std::thread::Builder::new().spawn_scoped(scope, move || self.write_all(&to_write)).ok()
+                })
+                .collect();
+            let mut work = Work { writers: (!writers.is_empty()).then_some(filled), ..Work::default() };
+            let mut moved = self.evict_pages(&mut work, first, end, u64::MAX);
+            work.writers = None;
+            for written in std::iter::once(self.write_all(&to_write))
+                .chain(writers.into_iter().filter_map(|writer| writer.join().ok()))
+            {
+                moved = moved.and_then(|moved| {
+                    written.map(|stored| MovedOut { stored: moved.stored + stored, ..moved })
+                });
+            }
+            moved
+        })
+    }
+
+    /// Writes out the slots that come, until no more will. Gives the pages.
+    fn write_all(&self, to_write: &Receiver<u32>) -> Result<u64, EvictError> {
+        let (blocked, mut work, mut moved) = (Blocked::now(), Work::default(), MovedOut::default());
+        let mut done = Ok(());
+        for slot in to_write {
+            let written = self.write(&mut work, slot, &mut moved, &blocked);
+            done = done.and(written);
+        }
+        done.map(|()| moved.stored)
     }
 
     /// Moves out about `most` pages from where the last call ended, round and round.
     pub(super) fn evict_round(&self, most: u64) -> Result<MovedOut, EvictError> {
         let end = pages_in(self.span().len());
         let hand = self.mover.lock().hand.min(end);
-        let mut moved = self.evict_pages(hand, end, most)?;
+        let mut work = Work::default();
+        let mut moved = self.evict_pages(&mut work, hand, end, most)?;
         if moved.moved < most {
-            moved += self.evict_pages(0, hand, most - moved.moved)?;
+            moved += self.evict_pages(&mut work, 0, hand, most - moved.moved)?;
         }
         Ok(moved)
     }
 
-    fn evict_pages(&self, first: u32, end: u32, most: u64) -> Result<MovedOut, EvictError> {
+    fn evict_pages(&self, work: &mut Work, first: u32, end: u32, most: u64) -> Result<MovedOut, EvictError> {
         if !self.is_here() {
             return Err(MemoryError::Gone.into());
         }
         let mut moved = MovedOut::default();
-        let mut work = Work::default();
         let mut freed = Vec::with_capacity(super::state::FREED);
         let mut at = first;
         while at < end && moved.moved < most {
@@ -55,7 +100,7 @@ impl Inline {
             let blocked = Blocked::now();
             self.watch(&blocked)?;
             self.free_what_came_back(&blocked, &mut freed);
-            self.evict_stretch(&mut work, &mover, (at, at + stretch), &mut moved, &blocked)?;
+            self.evict_stretch(work, &mover, (at, at + stretch), &mut moved, &blocked)?;
             at += stretch;
             mover.hand = at;
         }
@@ -176,7 +221,9 @@ impl Inline {
                     from += 1;
                 }
             }
-            if done > 0 {
+            let left =
+                done > 0 && work.writers.as_ref().is_some_and(|writers| writers.try_send(slot).is_ok());
+            if done > 0 && !left {
                 self.write(work, slot, moved, blocked)?;
             }
         }
