@@ -1,7 +1,7 @@
-//! Handler threads, and writers, over any number of address spaces.
+//! Handler threads, and workers, over any number of address spaces.
 
 mod handler;
-mod writer;
+mod worker;
 
 use crate::memory::{Memory, MemoryError};
 use crate::placement::Placement;
@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use userswap_store::{Handle, OwnerId, PageKey, Store};
-use writer::Writers;
+use worker::Workers;
 
 /// What the engine tells whoever embeds it.
 pub trait Observer: Send + Sync + 'static {
@@ -54,7 +54,7 @@ pub type Named = (SpaceId, Arc<Space>);
 pub struct EngineBuilder {
     store: Arc<dyn Store>,
     handlers: usize,
-    writers: usize,
+    workers: usize,
     around: u32,
     slot_pages: u32,
     observer: Arc<dyn Observer>,
@@ -70,10 +70,11 @@ impl EngineBuilder {
         self
     }
 
-    /// How many threads help whoever moves pages out to write them to the store; one less than there are CPUs (at most three) unless said otherwise.
+    /// How many threads do what others can go on without: help whoever moves pages out to write them to the store, and bring in early what comes
+    /// next in a stream. One less than there are CPUs (at most three) unless said otherwise.
     #[must_use]
-    pub fn writers(mut self, writers: usize) -> Self {
-        self.writers = writers;
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
         self
     }
 
@@ -132,7 +133,7 @@ impl EngineBuilder {
             spaces: RwLock::new(HashMap::new()),
             next: AtomicU64::new(1),
             kicked: SegQueue::new(),
-            writers: Writers::default(),
+            workers: Workers::default(),
             stop: AtomicBool::new(false),
         });
         for epoll in &shared.epolls {
@@ -146,11 +147,11 @@ impl EngineBuilder {
                 .spawn(move || shared.handle(number))?;
             engine.threads.lock().push(thread);
         }
-        for number in 0..self.writers {
+        for number in 0..self.workers {
             let shared = Arc::clone(&shared);
             let thread = std::thread::Builder::new()
-                .name(format!("userswap-write{number}"))
-                .spawn(move || shared.write())?;
+                .name(format!("userswap-work{number}"))
+                .spawn(move || shared.work())?;
             engine.threads.lock().push(thread);
         }
         let watchdog = std::thread::Builder::new()
@@ -182,7 +183,7 @@ struct Shared {
     spaces: RwLock<HashMap<u64, Arc<Space>>>,
     next: AtomicU64,
     kicked: SegQueue<u64>,
-    writers: Writers,
+    workers: Workers,
     stop: AtomicBool,
 }
 
@@ -196,7 +197,7 @@ impl Engine {
         EngineBuilder {
             store,
             handlers: cpus.min(4),
-            writers: (cpus - 1).min(3),
+            workers: (cpus - 1).min(3),
             around: 32,
             slot_pages: SLOT_PAGES,
             observer: Arc::new(Unobserved),
@@ -328,7 +329,7 @@ impl Drop for Engine {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.ring_bell();
         self.shared.placement.stop();
-        self.shared.writers.stop();
+        self.shared.workers.stop();
         for thread in self.threads.lock().drain(..) {
             // An observer that is called on a handler's thread may be the last who holds the engine. That thread ends by itself.
             if thread.thread().id() != std::thread::current().id() {
@@ -355,9 +356,9 @@ impl Shared {
             }
         }));
         let called = Arc::downgrade(self);
-        space.set_call_writers(Box::new(move || {
+        space.set_workers(Box::new(move |errand| {
             if let Some(shared) = called.upgrade() {
-                shared.writers.call(id.0);
+                shared.workers.call(id.0, errand);
             }
         }));
         self.spaces.write().insert(id.0, Arc::clone(space));

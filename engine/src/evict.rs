@@ -86,7 +86,7 @@ pub(crate) enum Then {
     Leave,
     /// It is left to be written out soon, by whoever has time.
     Queue,
-    /// The engine's writers are called, too: somebody waits until all of it is out. Else they would be in the way of those who serve faults.
+    /// The engine's workers are called, too: somebody waits until all of it is out. Else they would be in the way of those who serve faults.
     Call,
 }
 

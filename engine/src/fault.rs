@@ -17,7 +17,7 @@ use crate::directory::{Directory, Region, bytes_of};
 use crate::memory::Fault;
 use crate::record::Change;
 use crate::slots::{Phase, Slot};
-use crate::space::Space;
+use crate::space::{Errand, Space};
 use crate::stages::{Stage, Stopwatch};
 use std::sync::Arc;
 use std::time::Instant;
@@ -50,6 +50,8 @@ pub struct FaultWork {
     waiter: Waiter,
     /// How often a fetch that fails late is tried again.
     tries: u32,
+    /// What a stream will want next is brought in before it is asked for.
+    goes_ahead: bool,
     /// When the fault's message was read, if the time it takes is to be told.
     read_at: Option<Instant>,
 }
@@ -98,6 +100,7 @@ impl FaultWork {
             asleep: None,
             waiter: Waiter::none(),
             tries: RETRIES,
+            goes_ahead: false,
             read_at: None,
         }
     }
@@ -107,8 +110,22 @@ impl FaultWork {
         self.read_at = Some(now);
     }
 
+    /// Says whether what a stream will want next is brought in meanwhile, by workers.
+    pub(crate) fn go_ahead(&mut self, ahead: bool) {
+        self.goes_ahead = ahead;
+    }
+
     /// Serves one fault from beginning to end.
     pub fn run(&mut self, space: &Arc<Space>, fault: Fault) {
+        self.serve(space, fault);
+        // The page is in a worker's hands. Meanwhile there is time for what its thread will want after that.
+        if let Some(next) = self.send_ahead(space, self.around()) {
+            self.goes_ahead = false;
+            space.bring_ahead(self, next);
+        }
+    }
+
+    fn serve(&mut self, space: &Arc<Space>, fault: Fault) {
         let mut next = Next::Again;
         let mut watch = Stopwatch::start(space.stages(), self.read_at);
         while next != Next::Done {
@@ -126,6 +143,7 @@ impl FaultWork {
                 watch.lap(Stage::Wake);
             }
             if next == Next::Load {
+                self.send_ahead(space, 0);
                 next = self.load(space);
                 watch.lap(Stage::Load);
             }
@@ -133,6 +151,14 @@ impl FaultWork {
                 next = self.put_in_place(space, &mut watch);
             }
         }
+    }
+
+    /// Has a worker bring in what is `pages` behind the flight of a thread that reads in order. Where that is, without them.
+    fn send_ahead(&mut self, space: &Space, pages: u32) -> Option<u64> {
+        let page = self.flight.take_ahead().filter(|_| self.goes_ahead)?;
+        let addr = (self.fault.addr & !(page_size() as u64 - 1)) + bytes_of(page.since(self.page));
+        space.call_worker(Errand::Ahead(addr + bytes_of(pages)));
+        Some(addr)
     }
 
     /// From loaded bytes to the end.

@@ -114,6 +114,20 @@ impl Placement {
         let _ = set_class(None, Class::Idle);
     }
 
+    /// Keeps this thread, of the normal class, off the CPU that the lead serves from, who would have to wait for it. `off` is where it keeps off already.
+    pub(crate) fn keep_off(&self, off: &mut Option<usize>) {
+        let seat = self.steering.seat(0);
+        if *off == seat {
+            return;
+        }
+        *off = seat;
+        let _ = cpu::unpin(None);
+        if let Some(seat) = seat {
+            let others = cpu::allowed(None).unwrap_or_default().into_iter().filter(|cpu| *cpu != seat);
+            let _ = cpu::pin(None, &others.collect::<Vec<_>>());
+        }
+    }
+
     /// Wakes everybody for good.
     pub(crate) fn stop(&self) {
         let _watch = self.watch.lock();
@@ -246,16 +260,23 @@ pub(crate) struct Follower {
     /// The thread served last.
     thread: Option<u32>,
     alternations: u32,
+    /// Who faulted last, and how often in a row.
+    row: (Option<u32>, u32),
 }
+
+/// A thread that faulted so often in a row is taken to be the only one.
+const ALONE: u32 = 4;
 
 impl Follower {
     pub(crate) fn new(number: usize) -> Self {
-        Self { number, last: None, burst: 0, thread: None, alternations: 0 }
+        Self { number, last: None, burst: 0, thread: None, alternations: 0, row: (None, 0) }
     }
 
     /// Faults are about to be served. Decides whether to move nearer to who raised them.
     pub(crate) fn note(&mut self, placement: &Placement, faults: &[Fault]) {
         let Some(fault) = faults.last() else { return };
+        let again = faults.iter().all(|fault| fault.thread == self.row.0);
+        self.row = (fault.thread, if again { self.row.1 + 1 } else { 0 });
         if !placement.may_idle || self.number > 0 {
             return;
         }
@@ -285,6 +306,11 @@ impl Follower {
     /// next look for messages is made when that thread has stopped again, most often for its next fault.
     pub(crate) fn is_close(&self, placement: &Placement) -> bool {
         placement.steering.seat(self.number).is_some()
+    }
+
+    /// Whether one thread faults, and the other CPUs need no handlers.
+    pub(crate) fn is_alone(&self, placement: &Placement) -> bool {
+        self.row.1 >= ALONE && !placement.is_shared()
     }
 
     /// It was woken, or has woken a thread, and there is nothing to read. Had the thread stayed on this CPU, it would be running now: it may

@@ -72,8 +72,17 @@ pub struct Space {
     arriving: Mutex<Vec<(Arc<Region>, PageIndex)>>,
     /// Gets a handler to look here soon.
     kick: OnceLock<Box<dyn Fn() + Send + Sync>>,
-    /// Gets a writer to look here.
-    call_writers: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// Gets a worker to do something here.
+    workers: OnceLock<Box<dyn Fn(Errand) + Send + Sync>>,
+}
+
+/// What an address space's own threads can go on without.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Errand {
+    /// Slots wait to be written out.
+    Write,
+    /// What is at an address, and behind it, will be wanted soon.
+    Ahead(u64),
 }
 
 /// What a process and its forked descendants have in common: their pages can share objects.
@@ -167,7 +176,7 @@ impl Space {
             troubles: Troubles::default(),
             arriving: Mutex::default(),
             kick: OnceLock::new(),
-            call_writers: OnceLock::new(),
+            workers: OnceLock::new(),
         })
     }
 
@@ -469,15 +478,15 @@ impl Space {
         }
     }
 
-    /// Says how to get a writer to look here; once.
-    pub(crate) fn set_call_writers(&self, call: Box<dyn Fn() + Send + Sync>) {
-        let _ = self.call_writers.set(call);
+    /// Says how to get a worker to do something here; once.
+    pub(crate) fn set_workers(&self, call: Box<dyn Fn(Errand) + Send + Sync>) {
+        let _ = self.workers.set(call);
     }
 
-    /// Gets a writer to look here. Without any, whoever moves out writes all of it.
-    pub(crate) fn call_writers(&self) {
-        if let Some(call) = self.call_writers.get() {
-            call();
+    /// Gets a worker to do something, if there are any and they have time.
+    pub(crate) fn call_worker(&self, errand: Errand) {
+        if let Some(call) = self.workers.get() {
+            call(errand);
         }
     }
 

@@ -1,14 +1,14 @@
 //! Writing slots out, and so making them free again: by whoever has time.
 //!
 //! Moving pages into slots is one thread's work, writing the slots out anybody's: compressing takes most of the time that moving out takes. Whoever
-//! moves out leaves the slots here, and takes them up again where nobody else does. The engine's writers are called when somebody waits for all of a range to be
-//! out. Under a limit handlers help whose faults are being held back, since memory comes faster than it goes: there the writers would take the handlers' CPU.
+//! moves out leaves the slots here, and takes them up again where nobody else does. The engine's workers are called when somebody waits for all of a range to be
+//! out. Under a limit handlers help whose faults are being held back, since memory comes faster than it goes: there workers would take the handlers' CPU.
 
 use crate::core::SlotId;
 use crate::evict::{EvictError, EvictWork, MovedOut};
 use crate::memory::MemoryError;
 use crate::slots::Standing;
-use crate::space::Space;
+use crate::space::{Errand, Space};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -22,11 +22,11 @@ pub(crate) struct Writes {
     under_way: AtomicU32,
     /// Pages written.
     written: AtomicU64,
-    /// Why a writer couldn't write one, until whoever moves out hears of it.
+    /// Why a worker couldn't write one, until whoever moves out hears of it.
     failed: Mutex<Option<EvictError>>,
 }
 
-/// Slots left to be written out by the writers, before whoever moves out writes one.
+/// Slots left to be written out by workers, before whoever moves out writes one.
 const AHEAD: usize = 4;
 
 /// Slots that nobody stands in any more are emptied so many at a time: until then their pages count.
@@ -54,11 +54,11 @@ impl Space {
     pub(crate) fn queue_write(&self, id: SlotId, standing: Standing, call: bool) {
         self.writes().waiting.lock().push_back((id, standing));
         if call {
-            self.call_writers();
+            self.call_worker(Errand::Write);
         }
     }
 
-    /// For whoever moves out: writes what the writers leave behind.
+    /// For whoever moves out: writes what the workers leave behind.
     pub(crate) fn write_ahead(&self, work: &mut EvictWork) -> Result<(), EvictError> {
         let writes = self.writes();
         while writes.len() > AHEAD {
@@ -180,7 +180,7 @@ impl Space {
         }
     }
 
-    /// For a writer: writes out all that is queued.
+    /// For a worker: writes out all that is queued.
     pub(crate) fn write_for_others(&self, work: &mut Option<EvictWork>) {
         while self.write_one_for_others(work) {}
     }

@@ -30,8 +30,12 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Self::of(PAGES)
+    }
+
+    fn of(pages: u32) -> Self {
         let counts = Counts::default();
-        let shard = Shard::new(RegionId(0), PAGES, PAGE, AT, counts.clone());
+        let shard = Shard::new(RegionId(0), pages, PAGE, AT, counts.clone());
         Self { shard, counts, flight: Flight::with_capacity(8), lost: Lost::default(), generation: 0 }
     }
 
@@ -115,6 +119,33 @@ fn a_second_thread_is_left_to_the_first_ones_flight() {
     let mut other = Flight::with_capacity(8);
     assert_eq!(rig.shard.decide(page(0), 8, 1, &mut other), Decision::InFlight);
     assert_eq!(rig.counts.get(Transition::DuplicateFault), 1);
+}
+
+#[test]
+fn who_reads_in_order_is_gone_ahead_of_as_far_as_pages_are_out() {
+    let mut rig = Rig::of(256);
+    rig.flight = Flight::with_capacity(32);
+    rig.stored(0, 160);
+    let mut touch = |index: u32| {
+        let decision = rig.shard.decide(page(index), 32, 1, &mut rig.flight);
+        (decision, rig.flight.len(), rig.flight.ahead().map(|page| page.0))
+    };
+    for (at, pages, ahead) in [(0, 1, None), (1, 2, None), (3, 4, None), (7, 8, None), (15, 16, None)] {
+        assert_eq!(touch(at), (Decision::Load, pages, ahead), "the window grows at first");
+    }
+    assert_eq!(touch(31), (Decision::Load, 32, Some(63)));
+    assert_eq!(touch(63), (Decision::Load, 32, Some(95)), "as a worker is told to");
+    // Its thread has come to what the worker is at.
+    assert_eq!(touch(64), (Decision::InFlight, 0, Some(95)));
+    assert_eq!(
+        touch(40),
+        (Decision::InFlight, 0, None),
+        "behind the stream's last window nothing is to be gained"
+    );
+    assert_eq!(touch(95), (Decision::Load, 32, Some(127)));
+    assert_eq!(touch(127), (Decision::Load, 32, Some(159)));
+    assert_eq!(touch(159), (Decision::Load, 1, None), "what follows isn't out");
+    assert_eq!(rig.flight.take_ahead(), None);
 }
 
 #[test]

@@ -73,6 +73,15 @@ impl Around {
         window
     }
 
+    /// The page after the last one brought in for the stream that `page` is in, if its window has grown to `whole`.
+    pub(super) fn beyond(&self, page: PageIndex, whole: u32) -> Option<PageIndex> {
+        let last = |stream: &&Stream| {
+            stream.window >= whole
+                && (stream.next - stream.window.min(stream.next)..stream.next).contains(&page.0)
+        };
+        self.streams.iter().find(last).map(|stream| PageIndex(stream.next))
+    }
+
     pub(super) fn ran_to(&mut self, end: u32) {
         if !self.was_said {
             self.streams[0].next = end;

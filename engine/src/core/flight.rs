@@ -11,6 +11,7 @@ pub struct Flight {
     pub(super) first: PageIndex,
     pub(super) demand: u32,
     pub(super) pages: Vec<Passenger>,
+    pub(super) ahead: Option<PageIndex>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +44,7 @@ pub struct Segment {
 impl Flight {
     /// A flight with room for `capacity` pages.
     pub fn with_capacity(capacity: usize) -> Self {
-        Self { first: PageIndex(0), demand: 0, pages: Vec::with_capacity(capacity) }
+        Self { first: PageIndex(0), demand: 0, pages: Vec::with_capacity(capacity), ahead: None }
     }
 
     /// The number of pages aboard.
@@ -60,6 +61,16 @@ impl Flight {
     /// Which page of the flight a thread waits for.
     pub fn demand(&self) -> u32 {
         self.demand
+    }
+
+    /// Where the stream goes on that the page asked for is in, if it is followed with a whole window and what is there is out.
+    pub fn ahead(&self) -> Option<PageIndex> {
+        self.ahead
+    }
+
+    /// The same, once.
+    pub fn take_ahead(&mut self) -> Option<PageIndex> {
+        self.ahead.take()
     }
 
     /// The region page at `at`.

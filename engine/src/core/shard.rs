@@ -7,6 +7,9 @@ use super::page::{Flags, PageState, PageTable};
 use super::transition::{Counts, Transition};
 use userswap_store::Handle;
 
+/// A stream is worth going ahead of when so many pages come together.
+const STREAM: u32 = 16;
+
 /// The state of one region behind one `&mut`.
 ///
 /// Methods that end somebody's claim to stored bytes report it to a [`Lost`] the caller passes in; the caller frees
@@ -257,6 +260,7 @@ impl Shard {
         flight.pages.clear();
         flight.first = page;
         flight.demand = 0;
+        flight.ahead = None;
         let state = self.pages.state(page);
         match state {
             PageState::Absent | PageState::Resident | PageState::Zero => {
@@ -276,6 +280,7 @@ impl Shard {
             }
             PageState::Zeroing | PageState::Recalling(_) | PageState::Fetching(_) => {
                 self.counts.hit(Transition::DuplicateFault);
+                flight.ahead = self.ahead(page, most);
                 Decision::InFlight
             }
             PageState::Poisoned(_) => {
@@ -295,10 +300,17 @@ impl Shard {
                 flight.demand = page.since(flight.first);
                 if all.is_none() {
                     self.around.ran_to(flight.first.0 + flight.len());
+                    flight.ahead = self.ahead(page, most);
                 }
                 Decision::Load
             }
         }
+    }
+
+    /// Where the stream goes on whose last window `page` is in, if that is worth going ahead for.
+    fn ahead(&self, page: PageIndex, most: u32) -> Option<PageIndex> {
+        let next = self.around.beyond(page, most.max(STREAM))?;
+        (next.0 < self.len() && self.pages.state(next).is_out()).then_some(next)
     }
 
     /// Remembers how `pages` pages from `first` on are used; what was said of four ranges is remembered.

@@ -251,6 +251,7 @@ impl Shared {
         let Some(space) = space else { return };
         self.placement.serves();
         hands.work.read_at(post.read_at);
+        hands.work.go_ahead(hands.follower.is_alone(&self.placement));
         let (number, steering) = (hands.number, &self.placement.steering);
         steering.set_idle(number, false);
         let thread = post.fault.thread.filter(|_| self.placement.is_shared());

@@ -2,6 +2,7 @@
 
 use super::{AROUND, piece_span};
 use crate::core::{PageIndex, PageState};
+use crate::directory::Directory;
 use crate::fault::FaultWork;
 use crate::memory::{Fault, MemoryError};
 use crate::space::Space;
@@ -34,6 +35,19 @@ impl Space {
         self.unregister_if_back()?;
         self.reclaim_slots()?;
         Ok(brought)
+    }
+
+    /// Brings in what is at an address, and as much behind it as goes with it, before anybody asks for it.
+    pub(crate) fn bring_ahead(self: &Arc<Self>, work: &mut FaultWork, addr: u64) {
+        let is_out = |directory: &Directory| {
+            directory.find(addr).is_some_and(|(region, page)| {
+                matches!(region.lock().state(page), PageState::Stored(_) | PageState::Standby(_))
+            })
+        };
+        let wanted = is_out(&self.shared());
+        if wanted {
+            work.run(self, Fault { addr, write: false, thread: None });
+        }
     }
 
     /// Asks for every page of `span` that is out and not on its way. Whether some are on their way then, for longer than this call.

@@ -1,8 +1,9 @@
-//! The thread that does what handlers can't: it asks stores that have to be waited for, and frees objects.
+//! The thread that does what handlers can't, or needn't: it asks stores that have to be waited for, frees objects, and brings in early what comes next in a stream.
 
 use super::Inline;
 use super::serve::Means;
 use super::state::{FREED, WANTED};
+use crate::core::{PageIndex, PageState};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -32,7 +33,7 @@ impl Helper {
 fn help(region: &Inline) {
     // For good: this thread runs no signal handlers of the program's.
     let blocked = Blocked::now();
-    let mut wanted = Vec::with_capacity(WANTED);
+    let mut wanted = Vec::with_capacity(WANTED + 1);
     let mut freed = Vec::with_capacity(FREED);
     let mut since = None;
     loop {
@@ -44,6 +45,12 @@ fn help(region: &Inline) {
             let mut state = region.state.lock(&blocked);
             wanted.extend_from_slice(&state.wanted);
             state.wanted.clear();
+            let out = |page: &PageIndex| {
+                matches!(state.shard.state(*page), PageState::Stored(_) | PageState::Standby(_))
+            };
+            let next = state.ahead.filter(out);
+            state.ahead = None;
+            wanted.extend(next);
             state.freed.len()
         };
         // First: without room for what becomes free nothing can be served.

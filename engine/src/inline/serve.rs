@@ -172,6 +172,11 @@ impl Inline {
         blocked: &'a Blocked,
     ) -> (Held<'a, State>, Served) {
         let count = kit.flight.len();
+        let room = self.limit.is_none_or(|limit| state.resident < soft(limit));
+        if let (Some(next), Means::Handler, true) = (kit.flight.ahead(), means, room) {
+            state.ahead = Some(next);
+            self.errands.ring();
+        }
         let mut frames = None;
         if count >= MOVE_FROM && kit.flight.slot().is_none() {
             frames = state.take_stock();

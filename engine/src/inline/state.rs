@@ -22,6 +22,8 @@ pub(crate) struct State {
     pub(super) freed: Vec<Handle>,
     /// Pages the helper is to bring back.
     pub(super) wanted: Vec<PageIndex>,
+    /// Where a stream goes on: the helper brings it in meanwhile.
+    pub(super) ahead: Option<PageIndex>,
     /// Installs that were decided on and aren't recorded yet.
     pub(super) installs: u32,
     /// Nothing may be installed: pages are being dropped.
@@ -65,6 +67,7 @@ impl State {
             drained: Vec::with_capacity(slots as usize),
             freed: Vec::with_capacity(FREED),
             wanted: Vec::with_capacity(WANTED),
+            ahead: None,
             installs: 0,
             barred: false,
             resident: 0,
