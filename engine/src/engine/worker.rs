@@ -15,10 +15,16 @@ pub(super) struct Workers {
     bell: Condvar,
 }
 
-#[derive(Default)]
 struct Called {
     errands: VecDeque<(u64, Errand)>,
     stop: bool,
+}
+
+impl Default for Called {
+    fn default() -> Self {
+        // Whoever serves a fault calls, and must not allocate.
+        Self { errands: VecDeque::with_capacity(MOST), stop: false }
+    }
 }
 
 /// More than this waits only to be late.
