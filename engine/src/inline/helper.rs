@@ -33,7 +33,7 @@ impl Helper {
 fn help(region: &Inline) {
     // For good: this thread runs no signal handlers of the program's.
     let blocked = Blocked::now();
-    let mut wanted = Vec::with_capacity(WANTED + 1);
+    let mut wanted = Vec::with_capacity(WANTED);
     let mut freed = Vec::with_capacity(FREED);
     let mut since = None;
     loop {
@@ -41,17 +41,15 @@ fn help(region: &Inline) {
         if region.is_ending() {
             return;
         }
-        let waiting = {
+        let (waiting, ahead) = {
             let mut state = region.state.lock(&blocked);
             wanted.extend_from_slice(&state.wanted);
             state.wanted.clear();
+            let ahead = state.ahead.take();
             let out = |page: &PageIndex| {
                 matches!(state.shard.state(*page), PageState::Stored(_) | PageState::Standby(_))
             };
-            let next = state.ahead.filter(out);
-            state.ahead = None;
-            wanted.extend(next);
-            state.freed.len()
+            (state.freed.len(), ahead.filter(out))
         };
         // First: without room for what becomes free nothing can be served.
         let due = since.is_some_and(|since: Instant| since.elapsed() >= LINGER);
@@ -63,6 +61,9 @@ fn help(region: &Inline) {
         }
         for page in wanted.drain(..) {
             region.serve(page, false, Means::Thread { all: None }, &blocked);
+        }
+        if let Some(page) = ahead {
+            region.serve(page, false, Means::Ahead, &blocked);
         }
         region.errands.wait(seen, since.map(|_| LINGER));
     }

@@ -19,6 +19,8 @@ use userswap_uffd::{Blocked, Held, Outcome, Span, Stop, page_bytes, page_size};
 pub(super) enum Means {
     /// The thread that faulted, in its signal handler.
     Handler,
+    /// The helper, for pages that nobody asked for yet. It allocates no more than a handler: a thread that asks meanwhile may have been stopped in malloc.
+    Ahead,
     /// A thread that may wait and allocate.
     Thread {
         /// So many pages are wanted; if it isn't said, one is, and as many more as fault-around says.
@@ -172,8 +174,8 @@ impl Inline {
         blocked: &'a Blocked,
     ) -> (Held<'a, State>, Served) {
         let count = kit.flight.len();
-        let room = self.limit.is_none_or(|limit| state.resident < soft(limit));
-        if let (Some(next), Means::Handler, true) = (kit.flight.ahead(), means, room) {
+        let room = self.in_handlers && self.limit.is_none_or(|limit| state.resident < soft(limit));
+        if let (Some(next), Means::Handler, true) = (kit.flight.take_ahead(), means, room) {
             state.ahead = Some(next);
             self.errands.ring();
         }
@@ -201,6 +203,9 @@ impl Inline {
             state.settle(lost);
             if let Some(frames) = frames {
                 state.give_frames(frames, true);
+            }
+            if means == Means::Ahead {
+                return (state, Served::TryAgain);
             }
             let served = self.leave_to_helper(state, page, seen);
             return (self.state.lock(blocked), served);
@@ -280,7 +285,7 @@ impl Inline {
             let mut tries = if at == flight.demand() { TRIES } else { 0 };
             let got = loop {
                 let got = match means {
-                    Means::Handler => self.store.fetch_in_handler(handle, key, page),
+                    Means::Handler | Means::Ahead => self.store.fetch_in_handler(handle, key, page),
                     Means::Thread { .. } => Some(self.fetch_and_wait(handle, key, page)),
                 };
                 match &got {
