@@ -7,6 +7,7 @@
 //!   come by one read.
 //! * **Free** costs no I/O. A segment without live pages is used again; [`maintain`](Store::maintain), and a `put` that finds no room, clean
 //!   segments with few: their live records are appended anew, still sealed. Free segments are given back to the file system by `maintain`.
+//! * **Unchanged pages.** A page that leaves as it came isn't written again, as long as its record is still there ([`unchanged`]).
 //! * **The key** is made for the store, lives in locked memory and is never written: what is left in a file after its program was killed
 //!   is noise.
 //!
@@ -21,6 +22,7 @@ mod log;
 mod record;
 mod ring;
 mod target;
+mod unchanged;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,6 +45,7 @@ use record::{Kind, Records};
 pub use ring::{Disturb, Disturbance};
 use ring::{Lost, Refused, Ring};
 use target::{START, Target};
+use unchanged::Unchanged;
 
 /// Segments in memory that aren't written yet, at most, the open one included.
 const BUFFERS: usize = 4;
@@ -71,6 +74,7 @@ struct Shared {
     /// A write ended.
     changed: Condvar,
     records: Records,
+    unchanged: Unchanged,
     target: Target,
     page_size: usize,
     counters: Counters,
@@ -89,6 +93,7 @@ struct Counters {
     written_bytes: Count,
     write_errors: Count,
     cleaned_bytes: Count,
+    unchanged_pages: Count,
 }
 
 impl File {
@@ -152,6 +157,7 @@ impl File {
             log: Mutex::new(Log::new(segment_len, most)),
             changed: Condvar::new(),
             records,
+            unchanged: Unchanged::new()?,
             target,
             page_size,
             counters: Counters::default(),
@@ -178,6 +184,7 @@ impl File {
     /// Forgets the key: what is stored is unreadable from now on, for everybody, and nothing more can be put.
     pub fn forget_key(&self) {
         self.shared.records.seal.forget_key();
+        self.shared.unchanged.forget(|_| false);
     }
 
     /// Puts a page's record into the log, waiting for room if need be.
@@ -295,12 +302,36 @@ impl File {
         START + u64::from(segment) * self.segment_len as u64
     }
 
+    /// Makes what is to be stored of a page.
+    fn make(&self, page: &Page<'_>, batch: &mut Batch) -> Result<(), StoreError> {
+        let half = filled::repeated_word(page.bytes).and_then(filled::repeated_half);
+        batch.pages.push(if let Some(half) = half {
+            Made::Filled(filled_handle(page.key, half))
+        } else if let Some(handle) = self.again(page) {
+            Made::Again(handle)
+        } else {
+            let from = batch.bytes.len();
+            let kind = self.shared.records.write(page.key, page.bytes, &mut batch.bytes)?;
+            Made::Record(kind, from..batch.bytes.len())
+        });
+        Ok(())
+    }
+
+    /// A page that leaves as it came, by its record of then, if that is there still.
+    fn again(&self, page: &Page<'_>) -> Option<Handle> {
+        let unchanged = &self.shared.unchanged;
+        let came = unchanged.leaves(page.key, page.bytes)?;
+        let handle = self.shared.log.lock().revive(&came.trace)?;
+        unchanged.lives(handle, page.key, &came);
+        Some(handle)
+    }
+
     /// Puts the records; on an error the log has those whose handles are there.
     fn put_records(&self, batch: &Batch, handles: &mut [Option<Handle>]) -> Result<(), StoreError> {
         let mut log = self.shared.log.lock();
         for (made, handle) in batch.pages.iter().zip(handles) {
             *handle = Some(match made {
-                Made::Filled(handle) => *handle,
+                Made::Filled(handle) | Made::Again(handle) => *handle,
                 Made::Record(kind, range) => self.append(&mut log, &batch.bytes[range.clone()], *kind)?,
             });
         }
@@ -317,6 +348,8 @@ struct Batch {
 enum Made {
     /// It lives in its handle.
     Filled(Handle),
+    /// It left as it came: its record lives again.
+    Again(Handle),
     Record(Kind, std::ops::Range<usize>),
 }
 
@@ -329,33 +362,33 @@ impl Store for File {
         handles.fill(None);
         check_put(&self.capabilities, pages, handles)?;
         let mut batch = Batch { bytes: Vec::new(), pages: Vec::with_capacity(pages.len()) };
-        for page in pages {
-            let half = filled::repeated_word(page.bytes).and_then(filled::repeated_half);
-            batch.pages.push(match half {
-                Some(half) => Made::Filled(filled_handle(page.key, half)),
-                None => {
-                    let from = batch.bytes.len();
-                    let kind = self.shared.records.write(page.key, page.bytes, &mut batch.bytes)?;
-                    Made::Record(kind, from..batch.bytes.len())
-                }
-            });
-        }
+        let made = pages.iter().try_for_each(|page| self.make(page, &mut batch));
         self.write_again();
         let counters = &self.shared.counters;
-        match self.put_records(&batch, handles) {
+        match made.and_then(|()| self.put_records(&batch, handles)) {
             Ok(()) => {
-                let in_handles = batch.pages.iter().filter(|made| matches!(made, Made::Filled(_))).count();
-                counters.in_handles.fetch_add(in_handles as u64, Ordering::Relaxed);
+                let count = |of: fn(&Made) -> bool| batch.pages.iter().filter(|made| of(made)).count() as u64;
+                counters
+                    .in_handles
+                    .fetch_add(count(|made| matches!(made, Made::Filled(_))), Ordering::Relaxed);
+                counters.unchanged_pages.add(count(|made| matches!(made, Made::Again(_))));
                 counters.calls.puts.add(pages.len() as u64);
                 Ok(())
             }
             Err(error) => {
                 // Nobody was told these handles, so taking them back leaves no trace.
-                let mut log = self.shared.log.lock();
+                let mut back = Vec::new();
                 for (made, handle) in batch.pages.iter().zip(handles) {
-                    if let (Made::Record(..), Some(handle)) = (made, handle.take()) {
-                        log.free(handle);
+                    match (made, handle.take()) {
+                        (Made::Again(handle), _) => back.push(*handle),
+                        (Made::Record(..), Some(handle)) => back.push(handle),
+                        _ => {}
                     }
+                }
+                self.shared.unchanged.freed(&back);
+                let mut log = self.shared.log.lock();
+                for handle in back {
+                    log.free(handle);
                 }
                 counters.calls.full.add(matches!(error, StoreError::Full { .. }).into());
                 Err(error)
@@ -390,6 +423,7 @@ impl Store for File {
     }
 
     fn free(&self, handles: &[Handle]) {
+        self.shared.unchanged.freed(handles);
         let counters = &self.shared.counters;
         let mut log = self.shared.log.lock();
         for handle in handles {
@@ -407,13 +441,14 @@ impl Store for File {
     fn stats(&self) -> Stats {
         let counters = &self.shared.counters;
         let in_handles = counters.in_handles.load(Ordering::Relaxed);
+        let unchanged = self.shared.unchanged.bytes();
         let log = self.shared.log.lock();
         let mut stats = Stats::default();
         stats.pages = log.counts.pages + in_handles;
         stats.raw_bytes = stats.pages * self.capabilities.page_size as u64;
         stats.stored_bytes = log.counts.live_bytes;
         stats.memory_bytes =
-            (size_of::<Self>() + size_of::<Shared>()) as u64 + log.bytes() + self.ring.bytes();
+            (size_of::<Self>() + size_of::<Shared>()) as u64 + log.bytes() + self.ring.bytes() + unchanged;
         stats.device_bytes = self.device_bytes(&log);
         stats.same_filled_pages = log.counts.filled + in_handles;
         stats.incompressible_pages = log.counts.raw;
@@ -431,6 +466,7 @@ impl Store for File {
             ("written_bytes", &counters.written_bytes),
             ("write_errors", &counters.write_errors),
             ("cleaned_bytes", &counters.cleaned_bytes),
+            ("unchanged_pages", &counters.unchanged_pages),
         ] {
             tell(name, count.get());
         }
@@ -440,6 +476,10 @@ impl Store for File {
 
     fn maintain(&self, budget: Budget) -> Maintained {
         self.write_again();
+        {
+            let log = self.shared.log.lock();
+            self.shared.unchanged.forget(|trace| log.is_there(trace));
+        }
         let mut done = self.clean(budget);
         self.give_back(&mut done);
         done

@@ -3,10 +3,10 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use userswap_store::{Fetch, PageKey, StoreError, Waiter, Wanted};
+use userswap_store::{Fetch, Handle, PageKey, StoreError, Waiter, Wanted};
 
 use super::buffer::BLOCK;
-use super::log::Found;
+use super::log::{Found, Trace};
 use super::ring::{Lost, Refused};
 use super::{File, Shared};
 use crate::ram::filled;
@@ -26,7 +26,9 @@ struct Late {
 struct LatePage {
     /// Its place in the run.
     place: u64,
+    handle: Handle,
     key: PageKey,
+    trace: Option<Trace>,
     /// Where its record is in the segment.
     at: usize,
     len: usize,
@@ -52,6 +54,7 @@ impl File {
     ) {
         let (shared, page_size) = (&self.shared, self.capabilities.page_size);
         let mut reads: Vec<Late> = Vec::new();
+        let mut here: Vec<Option<Trace>> = Vec::new();
         with_scratch(|scratch| {
             let mut log = shared.log.lock();
             for (place, (want, result)) in (0..).zip(wanted.iter().zip(results.iter_mut())) {
@@ -61,16 +64,18 @@ impl File {
                     *result = if right { Ok(Fetch::Ready) } else { Err(StoreError::NotFound { key }) };
                     continue;
                 }
+                let trace = log.trace(want.handle);
                 *result = match log.find(want.handle) {
                     None => Err(StoreError::NotFound { key }),
                     Some(Found::Here(record)) => {
                         // Lengths are told apart by the records themselves.
                         scratch.extend_from_slice(&(record.len() as u64).to_le_bytes());
                         scratch.extend_from_slice(record);
+                        here.push(trace);
                         Ok(Fetch::Ready)
                     }
                     Some(Found::There { segment, offset: at, len }) => {
-                        let page = LatePage { place, key, at, len };
+                        let page = LatePage { place, handle: want.handle, key, trace, at, len };
                         match reads.last_mut().filter(|late| late.reaches(segment, at, len)) {
                             Some(late) => late.pages.push(page),
                             None => {
@@ -83,6 +88,7 @@ impl File {
             }
             drop(log);
             let mut rest = &mut scratch[..];
+            let mut here = here.into_iter();
             for ((want, page), result) in
                 wanted.iter().zip(out.chunks_exact_mut(page_size)).zip(results.iter_mut())
             {
@@ -95,7 +101,8 @@ impl File {
                     (Ok(Fetch::Ready), _) => {
                         let (record, behind) = next_record(rest);
                         rest = behind;
-                        *result = shared.fetched(shared.records.read(want.key, record, page));
+                        let trace = here.next().flatten();
+                        *result = shared.fetched(shared.read(want.handle, want.key, trace, record, page));
                     }
                     (Err(_), _) => *result = shared.fetched(Err(StoreError::NotFound { key: want.key })),
                 }
@@ -149,6 +156,26 @@ impl Shared {
         result.map(|()| Fetch::Ready)
     }
 
+    /// Makes a page of its record, and remembers what came of where.
+    fn read(
+        &self,
+        handle: Handle,
+        key: PageKey,
+        trace: Option<Trace>,
+        record: &mut [u8],
+        page: &mut [u8],
+    ) -> Result<(), StoreError> {
+        let sealed = self.unchanged.sealed_under(handle, key).ok_or(StoreError::NotFound { key })?;
+        self.records.read(sealed, record, page).map_err(|error| match error {
+            StoreError::Corrupt { what, .. } => StoreError::Corrupt { key, what },
+            error => error,
+        })?;
+        if let Some(trace) = trace {
+            self.unchanged.came(sealed, trace, page);
+        }
+        Ok(())
+    }
+
     /// A read ended: each of its pages is given to whoever waits for it.
     fn arrived(&self, late: Late, from: usize, mut result: Result<&mut [u8], Lost>) {
         self.log.lock().unpin(late.segment, late.pages.len());
@@ -162,7 +189,7 @@ impl Shared {
                 out.resize(self.page_size, 0);
                 let read = match &mut result {
                     Ok(bytes) => match bytes.get_mut(page.at - from..page.at - from + page.len) {
-                        Some(record) => self.records.read(page.key, record, out),
+                        Some(record) => self.read(page.handle, page.key, page.trace, record, out),
                         None => Err(StoreError::Corrupt { key: page.key, what: "length" }),
                     },
                     Err(why) => Err(why.error("reading pages from the store's file")),

@@ -24,8 +24,10 @@ pub(super) struct Log {
     segments: Vec<Segment>,
     /// The segment that is being filled.
     open: Option<u32>,
-    /// Segments with nothing in them, the next to be used last.
+    /// Segments with nothing in them, the next to be used last: those that have room on the device before others, the one that was freed first before others.
     free: Vec<u32>,
+    /// Eras so far.
+    eras: u32,
     pub(super) spares: Vec<Buffer>,
     pub(super) counts: Counts,
 }
@@ -47,6 +49,8 @@ pub(super) struct Counts {
 
 struct Segment {
     state: State,
+    /// Changes whenever what was in it can be overwritten.
+    era: u32,
     /// Bytes appended, and of these those of live records.
     used: usize,
     live: usize,
@@ -81,6 +85,14 @@ pub(super) enum Found<'a> {
     Here(&'a [u8]),
     /// On the device; the segment won't be used again before [`Log::unpin`].
     There { segment: u32, offset: usize, len: usize },
+}
+
+/// Where a record was, and by which name, when it was found.
+#[derive(Clone, Copy)]
+pub(super) struct Trace {
+    name: Name,
+    place: Place,
+    era: u32,
 }
 
 /// A segment to be written.
@@ -122,6 +134,7 @@ impl Log {
             segments: Vec::new(),
             open: None,
             free: Vec::new(),
+            eras: 0,
             spares: Vec::new(),
             counts: Counts::default(),
         }
@@ -144,11 +157,15 @@ impl Log {
             return None;
         };
         self.fill(number, at, record, entry);
+        self.count(record.len(), kind);
+        Some(name.handle(|entry| entry))
+    }
+
+    fn count(&mut self, len: usize, kind: Kind) {
         self.counts.pages += 1;
-        self.counts.live_bytes += record.len() as u64;
+        self.counts.live_bytes += len as u64;
         self.counts.raw += u64::from(kind == Kind::Raw);
         self.counts.filled += u64::from(kind == Kind::Filled);
-        Some(name.handle(|entry| entry))
     }
 
     /// Appends a record that is moving. `None` if there is no room; `Some(false)` if it doesn't need to move any more.
@@ -191,6 +208,7 @@ impl Log {
         let (state, used) = (std::mem::replace(&mut segment.state, State::Free), segment.used);
         let State::Open(mut buffer) = state else { return None };
         if segment.live == 0 {
+            self.begin_era(number);
             self.reset(number);
             self.counts.buffers -= 1;
             self.spares.push(buffer);
@@ -210,8 +228,12 @@ impl Log {
     /// Whether a segment can be opened: for cleaning, or for puts, with `room` bytes of the device that may be taken still.
     pub(super) fn can_open(&self, cleaning: bool, room: u64) -> bool {
         let keep = if cleaning { 0 } else { KEPT_FOR_CLEANING };
-        self.free.len() + self.most.saturating_sub(self.segments.len()) > keep
+        self.could_be_opened() > keep
             && self.next_free().is_some_and(|(_, allocated)| allocated || room >= self.segment_len as u64)
+    }
+
+    fn could_be_opened(&self) -> usize {
+        self.free.len() + self.most.saturating_sub(self.segments.len())
     }
 
     /// Opens a segment with this buffer.
@@ -223,8 +245,10 @@ impl Log {
                 u32::try_from(self.segments.len() - 1).unwrap_or(u32::MAX)
             }
         };
+        self.begin_era(number);
         if let Some(segment) = self.segment_mut(number) {
             segment.state = State::Open(buffer);
+            segment.used = 0;
             self.open = Some(number);
             self.counts.buffers += 1;
         }
@@ -308,6 +332,46 @@ impl Log {
         to
     }
 
+    /// Where the record is that a handle names.
+    pub(super) fn trace(&self, handle: Handle) -> Option<Trace> {
+        let name = Name::of(handle)?;
+        let place = *self.places.get(name)?;
+        Some(Trace { name, place, era: self.segment(place.segment())?.era })
+    }
+
+    /// Whether what a trace leads to is a record still, alive or not.
+    pub(super) fn is_there(&self, trace: &Trace) -> bool {
+        self.segment(trace.place.segment()).is_some_and(|segment| segment.era == trace.era)
+    }
+
+    /// Has a record live again that was freed, by another handle. `None` if it is overwritten, or lives.
+    pub(super) fn revive(&mut self, trace: &Trace) -> Option<Handle> {
+        let Trace { name, place, .. } = *trace;
+        let number = place.segment();
+        if self.places.get(name).is_some() || !self.is_there(trace) {
+            return None;
+        }
+        if matches!(self.segment(number)?.state, State::Free) {
+            // What cleaning needs isn't given away.
+            if self.could_be_opened() <= KEPT_FOR_CLEANING {
+                return None;
+            }
+            let at = self.free.iter().position(|free| *free == number)?;
+            self.free.remove(at);
+            self.segment_mut(number)?.state = State::Written;
+        }
+        let name = self.places.insert(place);
+        let Ok(entry) = u32::try_from(name.entry) else {
+            self.places.remove(name);
+            return None;
+        };
+        let segment = self.segment_mut(number)?;
+        segment.live += place.len();
+        segment.records.push(entry);
+        self.count(place.len(), place.kind());
+        Some(name.handle(|entry| entry))
+    }
+
     /// The record a handle names. A record on the device is pinned.
     pub(super) fn find(&mut self, handle: Handle) -> Option<Found<'_>> {
         let place = *self.places.get(Name::of(handle)?)?;
@@ -361,21 +425,35 @@ impl Log {
             State::Open(_) => {
                 segment.used = 0;
                 segment.records.clear();
+                self.begin_era(number);
             }
             State::Written => self.reset(number),
             State::Failed(_) => {
                 self.counts.failed -= 1;
                 self.counts.buffers -= 1;
+                self.begin_era(number);
                 self.reset(number);
             }
             State::Free | State::Writing(_) | State::Set => {}
         }
     }
 
+    /// Nothing lives in it. What it has on the device is there still.
     fn reset(&mut self, number: u32) {
+        let Some(segment) = self.segment_mut(number) else { return };
+        let Segment { allocated, era, used, .. } = *segment;
+        *segment = Segment { allocated, era, used, ..Segment::new() };
+        let has_room = |free: &u32| self.segment(*free).is_some_and(|free| free.allocated);
+        let at = self.free.partition_point(|free| !has_room(free));
+        self.free.insert(at, number);
+    }
+
+    /// What was in a segment is overwritten from now on, or isn't there.
+    fn begin_era(&mut self, number: u32) {
+        self.eras = self.eras.wrapping_add(1);
+        let era = self.eras;
         if let Some(segment) = self.segment_mut(number) {
-            *segment = Segment { allocated: segment.allocated, ..Segment::new() };
-            self.free.push(number);
+            segment.era = era;
         }
     }
 
@@ -418,6 +496,7 @@ impl Log {
         let at =
             self.free.iter().position(|number| self.segment(*number).is_some_and(|free| free.allocated))?;
         let number = self.free.remove(at);
+        self.begin_era(number);
         self.segment_mut(number)?.state = State::Set;
         Some(number)
     }
@@ -428,16 +507,11 @@ impl Log {
             self.counts.allocated -= usize::from(done);
             self.reset(number);
         }
-        // What has room already is used first.
-        self.free.sort_by_key(|number| {
-            let allocated = self.segments.get(*number as usize).is_some_and(|segment| segment.allocated);
-            (allocated, std::cmp::Reverse(*number))
-        });
     }
 
     /// The share of segments that can be had without cleaning, in percent.
     pub(super) fn percent_free(&self) -> usize {
-        (self.free.len() + self.most.saturating_sub(self.segments.len())) * 100 / self.most.max(1)
+        self.could_be_opened() * 100 / self.most.max(1)
     }
 
     /// Lets go of memory that nothing needs.
@@ -468,6 +542,7 @@ impl Segment {
     fn new() -> Self {
         Self {
             state: State::Free,
+            era: 0,
             used: 0,
             live: 0,
             records: Vec::new(),

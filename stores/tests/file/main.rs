@@ -8,3 +8,4 @@ mod laws;
 mod pages;
 mod support;
 mod troubles;
+mod unchanged;
