@@ -212,10 +212,14 @@ pub(crate) enum Memory {
     Local,
     /// A process whose memory a daemon, another process, moves out and brings back.
     Client,
+    /// What most programs with a userfaultfd have: one thread that answers one fault with one page, from memory compressed with lz4.
+    PlainHandler,
+    /// Ordinary memory that nobody moves out.
+    Plain,
 }
 
 impl Memory {
-    const ALL: [Self; 3] = [Self::Inline, Self::Local, Self::Client];
+    const ALL: [Self; 5] = [Self::Inline, Self::Local, Self::Client, Self::PlainHandler, Self::Plain];
 
     /// As in arguments and reports.
     pub(crate) fn name(self) -> &'static str {
@@ -223,6 +227,17 @@ impl Memory {
             Self::Inline => "inline",
             Self::Local => "local",
             Self::Client => "client",
+            Self::PlainHandler => "plain-handler",
+            Self::Plain => "plain",
+        }
+    }
+
+    /// Where its pages go, of those who can't be told by `--store`.
+    pub(crate) fn own_store(self) -> Option<&'static str> {
+        match self {
+            Self::Inline | Self::Local | Self::Client => None,
+            Self::PlainHandler => Some("lz4"),
+            Self::Plain => Some("-"),
         }
     }
 }

@@ -19,6 +19,8 @@ mod limit;
 mod local;
 mod machine;
 mod pattern;
+mod plain;
+mod plain_handler;
 mod plot;
 mod report;
 mod rounds;

@@ -6,6 +6,8 @@ use crate::image::read_pages;
 use crate::kernel::Kernel;
 use crate::local::Local;
 use crate::pattern::Pattern;
+use crate::plain::Plain;
+use crate::plain_handler::PlainHandler;
 use crate::stats::Pass;
 use crate::touch::Arena;
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,16 @@ use userswap_uffd::Pagemap;
 pub(crate) enum Role {
     /// Memory that the kernel swaps out.
     Kernel {
+        /// The image's path.
+        image: PathBuf,
+    },
+    /// Memory that nobody moves out.
+    Plain {
+        /// The image's path.
+        image: PathBuf,
+    },
+    /// Memory whose faults a handler answers one page at a time.
+    PlainHandler {
         /// The image's path.
         image: PathBuf,
     },
@@ -150,6 +162,8 @@ pub(crate) trait Subject {
 pub(crate) fn make(role: &Role) -> Result<Box<dyn Subject>, Error> {
     match role {
         Role::Kernel { image } => Ok(Box::new(Kernel::new(&read_pages(image)?)?)),
+        Role::Plain { image } => Ok(Box::new(Plain::new(&read_pages(image)?)?)),
+        Role::PlainHandler { image } => Ok(Box::new(PlainHandler::new(&read_pages(image)?)?)),
         Role::Local { image, store, inline, stages } => {
             Ok(Box::new(Local::new(&read_pages(image)?, store, *inline, *stages)?))
         }

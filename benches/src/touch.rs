@@ -11,7 +11,7 @@ use userswap_engine::PagedRegion;
 use userswap_engine::core::Transition;
 use userswap_uffd::own::madvise;
 use userswap_uffd::pagemap::Pagemap;
-use userswap_uffd::{Advice, Mapping, Protection, Span, cpu, page_size};
+use userswap_uffd::{Advice, Mapping, Protection, RegisterMode, Span, Uffd, cpu, page_size};
 
 /// Memory that holds an image. Nobody writes to it once it is loaded.
 pub(crate) struct Arena {
@@ -77,6 +77,21 @@ impl Arena {
         unsafe { madvise(self.span, Advice::PageOut) }.map_err(Error::from)
     }
 
+    /// From here on what is missing of it waits for an answer through `uffd`. Nothing is missing yet.
+    pub(crate) fn give_to(&self, uffd: &Uffd) -> Result<(), Error> {
+        // SAFETY: needed because from now on others fill what is missing here. What they fill in is compared with the image after every pass, no
+        // reference to the memory exists, and a thread that is never answered is what the benchmark waits for no longer than it says.
+        unsafe { uffd.register(self.span, RegisterMode::MISSING) }?;
+        Ok(())
+    }
+
+    /// Gives the memory back; its bytes are elsewhere by now.
+    pub(crate) fn discard(&self) -> Result<(), Error> {
+        // SAFETY: needed because this destroys the contents. No reference to them exists; who reads them again is answered by
+        // the handler that the arena was given to, or finds zeros and says so.
+        unsafe { madvise(self.span, Advice::DontNeed) }.map_err(Error::from)
+    }
+
     /// How many of its pages are in memory.
     pub(crate) fn present(&self, pagemap: &Pagemap) -> Result<usize, Error> {
         let mut entries = Vec::new();
@@ -89,12 +104,18 @@ impl Arena {
         let mut page = vec![0u8; page_size()];
         (0..self.pages())
             .filter(|&at| {
-                // SAFETY: needed because pages come and go behind the address. A page of the mapping, which lives as long as
-                // `self`; nobody writes to it.
-                unsafe { std::ptr::copy_nonoverlapping(self.pointer(at), page.as_mut_ptr(), page.len()) };
+                self.read(at, &mut page);
                 checksum(&page) != self.sums[at]
             })
             .count()
+    }
+
+    /// Reads a page, or the beginning of it if `bytes` is shorter.
+    pub(crate) fn read(&self, at: usize, bytes: &mut [u8]) {
+        let len = bytes.len().min(page_size());
+        // SAFETY: needed because pages come and go behind the address. A page of the mapping, which lives as long as
+        // `self`; nobody writes to it.
+        unsafe { std::ptr::copy_nonoverlapping(self.pointer(at), bytes.as_mut_ptr(), len) };
     }
 
     /// Reads one byte of a page.
