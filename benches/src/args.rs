@@ -176,6 +176,9 @@ pub(crate) struct Run {
     /// Random touches a pass [default: half the pages]
     #[arg(long)]
     touches: Option<usize>,
+    /// Of a hundred touches of a thread, how many write to their page; several, separated by commas, are measured one after the other.
+    #[arg(long, value_delimiter = ',', default_values_t = [0], value_parser = clap::value_parser!(u8).range(0..=100))]
+    writes: Vec<u8>,
     /// Keep each touching thread on one CPU.
     #[arg(long)]
     pin: bool,
@@ -255,6 +258,8 @@ pub(crate) struct Plan {
     pub(crate) size: u64,
     /// Random touches a pass; half the pages if `None`.
     pub(crate) touches: Option<usize>,
+    /// Shares of touches that write, in hundredths.
+    pub(crate) writes: Vec<u8>,
     /// Threads kept on a CPU each, or not.
     pub(crate) placements: Vec<bool>,
     pub(crate) zram: bool,
@@ -281,6 +286,7 @@ impl Run {
             threads: distinct(&self.threads),
             size: self.size.unwrap_or(if self.quick { 16 << 20 } else { 64 << 20 }),
             touches: self.touches,
+            writes: distinct(&self.writes),
             placements: if self.both_placements { vec![false, true] } else { vec![self.pin] },
             zram: !self.no_zram,
             stages: self.stages,
@@ -339,6 +345,8 @@ mod tests {
         assert_eq!((asked.size, asked.placements.len()), (1 << 20, 2));
         assert!(plan("bench --store ram:nonsense").is_err());
         assert!(plan("bench --threads 0").is_err());
+        assert_eq!((quick.writes, plan("bench --writes 50,0").unwrap().writes), (vec![0], vec![0, 50]));
+        assert!(Args::try_parse_from(["bench", "--writes", "101"]).is_err());
         assert!(Args::try_parse_from(["bench", "--pin", "--both-placements"]).is_err());
     }
 }

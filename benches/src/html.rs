@@ -67,7 +67,7 @@ pub(crate) fn figure(svg: &str, caption: &str) -> String {
     format!("<figure>{svg}<figcaption>{}</figcaption></figure>", escaped(caption))
 }
 
-/// Records of the same pattern, threads and placement; of plain memory none, whose touches are too short to draw.
+/// Records of the same pattern, threads, placement and writes; of plain memory none, whose touches are too short to draw.
 fn cases(report: &Report) -> Vec<Vec<&Record>> {
     let mut groups: Vec<Vec<&Record>> = Vec::new();
     for record in report.records.iter().filter(|record| record.memory != Memory::Plain.name()) {
@@ -82,7 +82,8 @@ fn cases(report: &Report) -> Vec<Vec<&Record>> {
 fn case(record: &Record) -> String {
     let threads =
         if record.threads == 1 { "one thread".into() } else { format!("{} threads", record.threads) };
-    format!("{}, {threads}{}", record.pattern.name(), if record.pinned { ", pinned" } else { "" })
+    let writes = if record.writes > 0 { format!(", {}% writes", record.writes) } else { String::new() };
+    format!("{}, {threads}{}{writes}", record.pattern.name(), if record.pinned { ", pinned" } else { "" })
 }
 
 fn name(record: &Record) -> String {

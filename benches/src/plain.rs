@@ -19,7 +19,7 @@ impl Subject for Plain {
     fn answer(&mut self, request: Request) -> Result<Reply, Error> {
         match request {
             Request::MoveOut => Ok(Reply::MovedOut(MovedOut { pages: 0, ns: 0.0, memory_bytes: None })),
-            Request::Touch(how) => touch(&self.arena, how),
+            Request::Touch(how) => touch(&mut self.arena, how),
             Request::Stages => Ok(Reply::Stages(None)),
         }
     }

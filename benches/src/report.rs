@@ -47,6 +47,8 @@ pub(crate) struct Record {
     pub(crate) pattern: Pattern,
     pub(crate) threads: usize,
     pub(crate) pinned: bool,
+    /// Touches that write, of a hundred.
+    pub(crate) writes: u8,
     pub(crate) rounds: usize,
     pub(crate) touches: usize,
     #[serde(flatten)]
@@ -127,7 +129,7 @@ fn records(samples: &[Sample]) -> Vec<Record> {
         }
     }
     keys.sort_by_key(|(entrant, case)| {
-        (case.pinned, entrant.memory, &entrant.store, case.pattern, case.threads)
+        (case.pinned, entrant.memory, &entrant.store, case.pattern, case.writes, case.threads)
     });
     keys.into_iter().map(|(entrant, case)| record(samples, entrant, case)).collect()
 }
@@ -157,6 +159,7 @@ fn record(samples: &[Sample], entrant: &Entrant, case: &Case) -> Record {
         pattern: case.pattern,
         threads: case.threads,
         pinned: case.pinned,
+        writes: case.writes,
         rounds: own.len(),
         touches: own.first().map_or(0, |sample| sample.pass.touches),
         figures: BTreeMap::new(),
@@ -284,6 +287,12 @@ const RATIOS: &[(&str, &str)] = &[
 ];
 
 impl Record {
+    /// Threads, whether they are kept in their places, and how many of their touches write: short, for a table.
+    pub(crate) fn touchers(&self) -> String {
+        let writes = if self.writes > 0 { format!(" {}% writes", self.writes) } else { String::new() };
+        format!("{}{}{writes}", self.threads, if self.pinned { " pinned" } else { "" })
+    }
+
     fn add(&mut self, name: &'static str, values: impl Iterator<Item = Option<f64>>) {
         let spread = Spread::of(values.flatten());
         self.figures.insert(name, spread.map(|spread| round(spread.median)));
@@ -318,7 +327,7 @@ mod tests {
         Sample {
             round,
             entrant: store.map(|store| Entrant { memory: Memory::Local, store: store.into() }),
-            case: Case { pattern: Pattern::Random, threads, pinned: false },
+            case: Case { pattern: Pattern::Random, threads, pinned: false, writes: 0 },
             moved: MovedOut { pages: 10, ns: 1000.0, memory_bytes: Some(5000) },
             pass: Pass::new(&[vec![ns; 100]], 100, wall),
         }

@@ -9,6 +9,7 @@ use crate::pattern::{Pattern, Random};
 use crate::report::Report;
 use crate::stats::Pass;
 use crate::subject::{MovedOut, Role, StageTimes, Touches};
+use crate::touch::Manner;
 use crate::zram::Zram;
 
 /// What touches what, of all that is measured.
@@ -17,6 +18,8 @@ pub(crate) struct Case {
     pub(crate) pattern: Pattern,
     pub(crate) threads: usize,
     pub(crate) pinned: bool,
+    /// Touches that write, of a hundred.
+    pub(crate) writes: u8,
 }
 
 /// Who is measured; `None` is the kernel's swap.
@@ -52,8 +55,9 @@ pub(crate) fn run(plan: &Plan, image: &Image) -> Result<Report, Error> {
     // Round 0 isn't counted: it's then that stores get their memory and programs their pages.
     for round in 0..=plan.rounds {
         for case in cases(plan) {
-            let Case { pattern, threads, pinned } = case;
-            let touches = Touches { pattern, touches, threads, pin: pinned, seed: seeds.next() };
+            let Case { pattern, threads, pinned, writes } = case;
+            let manner = Manner { pin: pinned, writes };
+            let touches = Touches { pattern, touches, threads, manner, seed: seeds.next() };
             for at in order(entered.len(), round) {
                 let one = &mut entered[at];
                 match one.measure(touches, image.pages(), zram.as_ref()) {
@@ -197,7 +201,10 @@ fn cases(plan: &Plan) -> Vec<Case> {
     let mut cases = Vec::new();
     for &pinned in &plan.placements {
         for &pattern in &plan.patterns {
-            cases.extend(plan.threads.iter().map(|&threads| Case { pattern, threads, pinned }));
+            for &writes in &plan.writes {
+                let case = |&threads: &usize| Case { pattern, threads, pinned, writes };
+                cases.extend(plan.threads.iter().map(case));
+            }
         }
     }
     cases
