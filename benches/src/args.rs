@@ -41,6 +41,8 @@ pub(crate) enum Command {
     },
     /// Measure a whole program in less memory than it has: under `userswap run --limit`, and in a memory cgroup that swaps to zram, in turn.
     Limit(LimitRun),
+    /// Measure a program that joins tables in a region which pages itself, and in ordinary memory in a memory cgroup that swaps to zram, in turn.
+    Embed(EmbedRun),
     /// Measure what `userswap run` costs a command that nothing is moved of: by itself and under it, in turn.
     Cost(CostRun),
     /// Write the private anonymous memory of a living process to a file, its largest mappings first.
@@ -95,6 +97,47 @@ pub(crate) struct LimitRun {
     /// Where to draw what was in memory over time, as a page.
     #[arg(long)]
     pub(crate) html: Option<PathBuf>,
+}
+
+/// How the join is run.
+#[derive(Debug, clap::Args)]
+pub(crate) struct EmbedRun {
+    /// Small tables: half a minute at most.
+    #[arg(long)]
+    quick: bool,
+    /// MB of tables and partitions, four times the limit [default: 256, 64 with --quick]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(48..=3000))]
+    size: Option<u32>,
+    /// How often the tables are joined.
+    #[arg(long, default_value = "4")]
+    pub(crate) joins: u32,
+    /// Whose faults are measured: `inline` or `local`.
+    #[arg(long, default_value = "inline", value_parser = ["inline", "local"])]
+    pub(crate) memory: String,
+    /// Where the region's pages go.
+    #[arg(long, default_value = "ram:lz4")]
+    pub(crate) store: String,
+    /// How often everything is measured.
+    #[arg(long, default_value = "5")]
+    pub(crate) rounds: NonZeroUsize,
+    /// Leave the kernel's swap out.
+    #[arg(long)]
+    pub(crate) no_zram: bool,
+    /// The example `join`; unless it is named, `examples/join` beside this program.
+    #[arg(long)]
+    pub(crate) program: Option<PathBuf>,
+    /// Where to write the report as JSON.
+    #[arg(long)]
+    pub(crate) json: Option<PathBuf>,
+    /// Where the program takes text from; wherever this machine has some, unless told.
+    pub(crate) directories: Vec<PathBuf>,
+}
+
+impl EmbedRun {
+    /// In MB.
+    pub(crate) fn size(&self) -> u32 {
+        self.size.unwrap_or(if self.quick { 64 } else { 256 })
+    }
 }
 
 /// Which command to run by itself and under `userswap run`.
