@@ -23,6 +23,7 @@ mod reach;
 mod recorder;
 #[cfg(feature = "control")]
 pub mod report;
+mod rest;
 mod server;
 #[cfg(feature = "control")]
 mod service;

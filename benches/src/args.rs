@@ -41,6 +41,8 @@ pub(crate) enum Command {
     },
     /// Measure a whole program in less memory than it has: under `userswap run --limit`, and in a memory cgroup that swaps to zram, in turn.
     Limit(LimitRun),
+    /// Measure a program that joins tables in a region which pages itself, and in ordinary memory in a memory cgroup that swaps to zram, in turn.
+    Embed(EmbedRun),
     /// Measure what `userswap run` costs a command that nothing is moved of: by itself and under it, in turn.
     Cost(CostRun),
     /// Write the private anonymous memory of a living process to a file, its largest mappings first.
@@ -95,6 +97,47 @@ pub(crate) struct LimitRun {
     /// Where to draw what was in memory over time, as a page.
     #[arg(long)]
     pub(crate) html: Option<PathBuf>,
+}
+
+/// How the join is run.
+#[derive(Debug, clap::Args)]
+pub(crate) struct EmbedRun {
+    /// Small tables: half a minute at most.
+    #[arg(long)]
+    quick: bool,
+    /// MB of tables and partitions, four times the limit [default: 256, 64 with --quick]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(48..=3000))]
+    size: Option<u32>,
+    /// How often the tables are joined.
+    #[arg(long, default_value = "4")]
+    pub(crate) joins: u32,
+    /// Whose faults are measured: `inline` or `local`.
+    #[arg(long, default_value = "inline", value_parser = ["inline", "local"])]
+    pub(crate) memory: String,
+    /// Where the region's pages go.
+    #[arg(long, default_value = "ram:lz4")]
+    pub(crate) store: String,
+    /// How often everything is measured.
+    #[arg(long, default_value = "5")]
+    pub(crate) rounds: NonZeroUsize,
+    /// Leave the kernel's swap out.
+    #[arg(long)]
+    pub(crate) no_zram: bool,
+    /// The example `join`; unless it is named, `examples/join` beside this program.
+    #[arg(long)]
+    pub(crate) program: Option<PathBuf>,
+    /// Where to write the report as JSON.
+    #[arg(long)]
+    pub(crate) json: Option<PathBuf>,
+    /// Where the program takes text from; wherever this machine has some, unless told.
+    pub(crate) directories: Vec<PathBuf>,
+}
+
+impl EmbedRun {
+    /// In MB.
+    pub(crate) fn size(&self) -> u32 {
+        self.size.unwrap_or(if self.quick { 64 } else { 256 })
+    }
 }
 
 /// Which command to run by itself and under `userswap run`.
@@ -176,6 +219,9 @@ pub(crate) struct Run {
     /// Random touches a pass [default: half the pages]
     #[arg(long)]
     touches: Option<usize>,
+    /// Of a hundred touches of a thread, how many write to their page; several, separated by commas, are measured one after the other.
+    #[arg(long, value_delimiter = ',', default_values_t = [0], value_parser = clap::value_parser!(u8).range(0..=100))]
+    writes: Vec<u8>,
     /// Keep each touching thread on one CPU.
     #[arg(long)]
     pin: bool,
@@ -212,10 +258,14 @@ pub(crate) enum Memory {
     Local,
     /// A process whose memory a daemon, another process, moves out and brings back.
     Client,
+    /// What most programs with a userfaultfd have: one thread that answers one fault with one page, from memory compressed with lz4.
+    PlainHandler,
+    /// Ordinary memory that nobody moves out.
+    Plain,
 }
 
 impl Memory {
-    const ALL: [Self; 3] = [Self::Inline, Self::Local, Self::Client];
+    const ALL: [Self; 5] = [Self::Inline, Self::Local, Self::Client, Self::PlainHandler, Self::Plain];
 
     /// As in arguments and reports.
     pub(crate) fn name(self) -> &'static str {
@@ -223,6 +273,17 @@ impl Memory {
             Self::Inline => "inline",
             Self::Local => "local",
             Self::Client => "client",
+            Self::PlainHandler => "plain-handler",
+            Self::Plain => "plain",
+        }
+    }
+
+    /// Where its pages go, of those who can't be told by `--store`.
+    pub(crate) fn own_store(self) -> Option<&'static str> {
+        match self {
+            Self::Inline | Self::Local | Self::Client => None,
+            Self::PlainHandler => Some("lz4"),
+            Self::Plain => Some("-"),
         }
     }
 }
@@ -240,6 +301,8 @@ pub(crate) struct Plan {
     pub(crate) size: u64,
     /// Random touches a pass; half the pages if `None`.
     pub(crate) touches: Option<usize>,
+    /// Shares of touches that write, in hundredths.
+    pub(crate) writes: Vec<u8>,
     /// Threads kept on a CPU each, or not.
     pub(crate) placements: Vec<bool>,
     pub(crate) zram: bool,
@@ -266,6 +329,7 @@ impl Run {
             threads: distinct(&self.threads),
             size: self.size.unwrap_or(if self.quick { 16 << 20 } else { 64 << 20 }),
             touches: self.touches,
+            writes: distinct(&self.writes),
             placements: if self.both_placements { vec![false, true] } else { vec![self.pin] },
             zram: !self.no_zram,
             stages: self.stages,
@@ -324,6 +388,8 @@ mod tests {
         assert_eq!((asked.size, asked.placements.len()), (1 << 20, 2));
         assert!(plan("bench --store ram:nonsense").is_err());
         assert!(plan("bench --threads 0").is_err());
+        assert_eq!((quick.writes, plan("bench --writes 50,0").unwrap().writes), (vec![0], vec![0, 50]));
+        assert!(Args::try_parse_from(["bench", "--writes", "101"]).is_err());
         assert!(Args::try_parse_from(["bench", "--pin", "--both-placements"]).is_err());
     }
 }

@@ -19,6 +19,9 @@ struct Earlier {
     pattern: String,
     threads: usize,
     pinned: bool,
+    /// Reports of before there were any have none.
+    #[serde(default)]
+    writes: u8,
     #[serde(flatten)]
     figures: BTreeMap<String, serde_json::Value>,
     ranges: BTreeMap<String, [f64; 2]>,
@@ -85,15 +88,17 @@ impl Baseline {
 
 impl Earlier {
     fn is_same_case(&self, record: &Record) -> bool {
-        (self.memory.as_str(), &self.store, self.pattern.as_str(), self.threads, self.pinned)
-            == (record.memory, &record.store, record.pattern.name(), record.threads, record.pinned)
+        let is_same_memory = (self.memory.as_str(), &self.store) == (record.memory, &record.store);
+        let case = (self.pattern.as_str(), self.threads, self.pinned, self.writes);
+        is_same_memory && case == (record.pattern.name(), record.threads, record.pinned, record.writes)
     }
 }
 
 fn case(record: &Record) -> String {
     let pinned = if record.pinned { ", pinned" } else { "" };
+    let writes = if record.writes > 0 { format!(", {}% writes", record.writes) } else { String::new() };
     format!(
-        "{} {} {}, {} threads{pinned}",
+        "{} {} {}, {} threads{pinned}{writes}",
         record.memory,
         record.store,
         record.pattern.name(),

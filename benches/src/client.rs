@@ -31,7 +31,7 @@ impl Subject for Cooperating {
     fn answer(&mut self, request: Request) -> Result<Reply, Error> {
         match request {
             Request::MoveOut => Err(Error::Input("a client's memory is moved out by its daemon".into())),
-            Request::Touch(how) => touch(&self.arena, how),
+            Request::Touch(how) => touch(&mut self.arena, how),
             Request::Stages => Ok(Reply::Stages(None)),
         }
     }

@@ -1,5 +1,6 @@
 //! The report as one page with its charts in it: nothing is loaded from anywhere.
 
+use crate::args::Memory;
 use crate::plot::{Axis, Bars, Chart, Line, Scale, escaped, number};
 use crate::report::{Record, Report, Timeline};
 use crate::stats::PARTS;
@@ -66,10 +67,10 @@ pub(crate) fn figure(svg: &str, caption: &str) -> String {
     format!("<figure>{svg}<figcaption>{}</figcaption></figure>", escaped(caption))
 }
 
-/// Records of the same pattern, threads and placement.
+/// Records of the same pattern, threads, placement and writes; of plain memory none, whose touches are too short to draw.
 fn cases(report: &Report) -> Vec<Vec<&Record>> {
     let mut groups: Vec<Vec<&Record>> = Vec::new();
-    for record in &report.records {
+    for record in report.records.iter().filter(|record| record.memory != Memory::Plain.name()) {
         match groups.iter_mut().find(|group| group.first().is_some_and(|first| case(first) == case(record))) {
             Some(group) => group.push(record),
             None => groups.push(vec![record]),
@@ -81,7 +82,8 @@ fn cases(report: &Report) -> Vec<Vec<&Record>> {
 fn case(record: &Record) -> String {
     let threads =
         if record.threads == 1 { "one thread".into() } else { format!("{} threads", record.threads) };
-    format!("{}, {threads}{}", record.pattern.name(), if record.pinned { ", pinned" } else { "" })
+    let writes = if record.writes > 0 { format!(", {}% writes", record.writes) } else { String::new() };
+    format!("{}, {threads}{}{writes}", record.pattern.name(), if record.pinned { ", pinned" } else { "" })
 }
 
 fn name(record: &Record) -> String {

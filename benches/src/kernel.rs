@@ -40,7 +40,7 @@ impl Subject for Kernel {
     fn answer(&mut self, request: Request) -> Result<Reply, Error> {
         match request {
             Request::MoveOut => self.move_out().map(Reply::MovedOut),
-            Request::Touch(how) => touch(&self.arena, how),
+            Request::Touch(how) => touch(&mut self.arena, how),
             Request::Stages => Ok(Reply::Stages(None)),
         }
     }

@@ -1,8 +1,8 @@
 //! A whole program in less memory than it has: under `userswap run --limit`, and in a memory cgroup that swaps to zram.
 
-mod group;
+pub(crate) mod group;
 mod sampler;
-mod trial;
+pub(crate) mod trial;
 
 use crate::args::LimitRun;
 use crate::error::Error;

@@ -41,7 +41,7 @@ impl Subject for Local {
     fn answer(&mut self, request: Request) -> Result<Reply, Error> {
         match request {
             Request::MoveOut => self.move_out().map(Reply::MovedOut),
-            Request::Touch(how) => touch(&self.arena, how),
+            Request::Touch(how) => touch(&mut self.arena, how),
             Request::Stages => {
                 let space = self.arena.region().and_then(PagedRegion::space);
                 Ok(Reply::Stages(space.and_then(|space| space.stages().map(stage_times))))

@@ -10,6 +10,7 @@ mod capture;
 mod child;
 mod client;
 mod cost;
+mod embed;
 mod error;
 mod html;
 mod image;
@@ -19,6 +20,8 @@ mod limit;
 mod local;
 mod machine;
 mod pattern;
+mod plain;
+mod plain_handler;
 mod plot;
 mod report;
 mod rounds;
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Some(Command::Image { kind, output, size, seed }) => image_source::make(kind, size, seed, &output),
         Some(Command::Limit(args)) => limit::run(&args),
         Some(Command::Cost(args)) => cost::run(&args),
+        Some(Command::Embed(args)) => embed::run(&args),
         Some(Command::Capture { pid, output, max }) => capture::capture_to(pid, &output, max).map(|_| ()),
         Some(Command::Child { role }) => child::serve(&role),
     };

@@ -1,6 +1,6 @@
 //! The report: one record a memory, store and case, from the samples of all rounds.
 
-use crate::args::Plan;
+use crate::args::{Memory, Plan};
 use crate::error::Error;
 use crate::image::Image;
 use crate::machine::Machine;
@@ -39,7 +39,7 @@ pub(crate) struct ImageFacts {
 }
 
 /// One memory and store in one case. Figures are medians over the rounds; `ranges` has the least and the greatest of each.
-/// Ratios are taken within a round. What needs zram is `None` without it.
+/// Ratios are taken within a round. What needs somebody who wasn't measured is `None`; so are percentiles of faults where there were none.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Record {
     pub(crate) memory: &'static str,
@@ -47,6 +47,8 @@ pub(crate) struct Record {
     pub(crate) pattern: Pattern,
     pub(crate) threads: usize,
     pub(crate) pinned: bool,
+    /// Touches that write, of a hundred.
+    pub(crate) writes: u8,
     pub(crate) rounds: usize,
     pub(crate) touches: usize,
     #[serde(flatten)]
@@ -77,7 +79,7 @@ pub(crate) struct StageRecord {
     pub(crate) stages: StageTimes,
 }
 
-const SCHEMA_VERSION: u32 = 1;
+const SCHEMA_VERSION: u32 = 2;
 
 impl Report {
     pub(crate) fn new(
@@ -127,7 +129,7 @@ fn records(samples: &[Sample]) -> Vec<Record> {
         }
     }
     keys.sort_by_key(|(entrant, case)| {
-        (case.pinned, entrant.memory, &entrant.store, case.pattern, case.threads)
+        (case.pinned, entrant.memory, &entrant.store, case.pattern, case.writes, case.threads)
     });
     keys.into_iter().map(|(entrant, case)| record(samples, entrant, case)).collect()
 }
@@ -141,6 +143,15 @@ fn record(samples: &[Sample], entrant: &Entrant, case: &Case) -> Record {
     let own: Vec<&Sample> =
         samples.iter().filter(|s| s.entrant.as_ref() == Some(entrant) && s.case == *case).collect();
     let zrams: Vec<&Sample> = samples.iter().filter(|s| s.entrant.is_none() && s.case == *case).collect();
+    // They aren't compared with each other.
+    let others = OTHERS.iter().filter(|_| OTHERS.iter().all(|other| other.memory != entrant.memory));
+    let of_memory = |memory: Memory, round: usize| {
+        samples.iter().find(|sample| {
+            sample.round == round
+                && sample.case == *case
+                && sample.entrant.as_ref().is_some_and(|entrant| entrant.memory == memory)
+        })
+    };
     let single = Case { threads: 1, ..case.clone() };
     let mut record = Record {
         memory: entrant.memory.name(),
@@ -148,6 +159,7 @@ fn record(samples: &[Sample], entrant: &Entrant, case: &Case) -> Record {
         pattern: case.pattern,
         threads: case.threads,
         pinned: case.pinned,
+        writes: case.writes,
         rounds: own.len(),
         touches: own.first().map_or(0, |sample| sample.pass.touches),
         figures: BTreeMap::new(),
@@ -165,6 +177,13 @@ fn record(samples: &[Sample], entrant: &Entrant, case: &Case) -> Record {
         }
         if let Some(name) = RATIOS.iter().find_map(|(of, ratio)| (*of == name).then_some(*ratio)) {
             record.add(name, own.iter().map(|sample| Some(figure(sample)? / zram(sample).and_then(figure)?)));
+        }
+    }
+    for other in others {
+        let theirs = |own: &Sample| of_memory(other.memory, own.round);
+        for &(figure, name, ratio) in other.figures {
+            record.add(name, own.iter().map(|own| theirs(own).and_then(figure)));
+            record.add(ratio, own.iter().map(|own| Some(figure(own)? / theirs(own).and_then(figure)?)));
         }
     }
     let scaling = |of: Option<&Entrant>, round| {
@@ -199,17 +218,50 @@ fn timeline(samples: &[&Sample]) -> Timeline {
 type Figure = fn(&Sample) -> Option<f64>;
 
 const FIGURES: &[(&str, Figure)] = &[
-    ("p50_ns", |sample| Some(sample.pass.p50_ns)),
-    ("p99_ns", |sample| Some(sample.pass.p99_ns)),
-    ("p999_ns", |sample| Some(sample.pass.p999_ns)),
-    ("mean_ns", |sample| Some(sample.pass.mean_ns)),
+    ("p50_ns", p50),
+    ("p99_ns", |sample| faulted(sample, sample.pass.p99_ns)),
+    ("p999_ns", |sample| faulted(sample, sample.pass.p999_ns)),
+    ("mean_ns", mean),
     ("block_ns", |sample| Some(sample.pass.block_ns)),
     ("throughput_pages_per_s", |sample| Some(sample.pass.throughput())),
     ("faults_per_page", |sample| Some(sample.pass.faults as f64 / sample.pass.touches.max(1) as f64)),
-    ("move_out_ns_per_page", |sample| Some(sample.moved.ns / sample.moved.pages.max(1) as f64)),
+    ("move_out_ns_per_page", |sample| {
+        (sample.moved.pages > 0).then(|| sample.moved.ns / sample.moved.pages as f64)
+    }),
     ("store_memory_bytes_per_page", |sample| {
         Some(sample.moved.memory_bytes? as f64 / sample.moved.pages.max(1) as f64)
     }),
+];
+
+fn p50(sample: &Sample) -> Option<f64> {
+    faulted(sample, sample.pass.p50_ns)
+}
+
+fn mean(sample: &Sample) -> Option<f64> {
+    Some(sample.pass.mean_ns)
+}
+
+/// Of touches that faulted, if there were any.
+fn faulted(sample: &Sample, value: f64) -> Option<f64> {
+    (sample.pass.faults > 0).then_some(value)
+}
+
+/// Somebody else than zram to compare with.
+struct Other {
+    memory: Memory,
+    /// What is compared, what the other's is called, and one's own by it.
+    figures: &'static [(Figure, &'static str, &'static str)],
+}
+
+const OTHERS: &[Other] = &[
+    Other {
+        memory: Memory::PlainHandler,
+        figures: &[
+            (p50, "plain_handler_p50_ns", "ratio_plain_handler_p50"),
+            (mean, "plain_handler_mean_ns", "ratio_plain_handler_mean"),
+        ],
+    },
+    Other { memory: Memory::Plain, figures: &[(mean, "plain_mean_ns", "ratio_plain_mean")] },
 ];
 
 /// The same of zram.
@@ -235,6 +287,12 @@ const RATIOS: &[(&str, &str)] = &[
 ];
 
 impl Record {
+    /// Threads, whether they are kept in their places, and how many of their touches write: short, for a table.
+    pub(crate) fn touchers(&self) -> String {
+        let writes = if self.writes > 0 { format!(" {}% writes", self.writes) } else { String::new() };
+        format!("{}{}{writes}", self.threads, if self.pinned { " pinned" } else { "" })
+    }
+
     fn add(&mut self, name: &'static str, values: impl Iterator<Item = Option<f64>>) {
         let spread = Spread::of(values.flatten());
         self.figures.insert(name, spread.map(|spread| round(spread.median)));
@@ -262,7 +320,6 @@ fn round(value: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::Memory;
     use crate::stats::Pass;
     use crate::subject::MovedOut;
 
@@ -270,7 +327,7 @@ mod tests {
         Sample {
             round,
             entrant: store.map(|store| Entrant { memory: Memory::Local, store: store.into() }),
-            case: Case { pattern: Pattern::Random, threads, pinned: false },
+            case: Case { pattern: Pattern::Random, threads, pinned: false, writes: 0 },
             moved: MovedOut { pages: 10, ns: 1000.0, memory_bytes: Some(5000) },
             pass: Pass::new(&[vec![ns; 100]], 100, wall),
         }
@@ -293,6 +350,31 @@ mod tests {
         assert_eq!(records[0].figure("move_out_ns_per_page"), Some(100.0));
         assert_eq!(records[0].figure("store_memory_bytes_per_page"), Some(500.0));
         assert_eq!((records[1].threads, records[1].figure("scaling")), (2, Some(2.0)));
+    }
+
+    #[test]
+    fn plain_memory_and_a_plain_handler_are_compared_with_in_the_same_round() {
+        let of = |memory, sample: Sample| {
+            let entrant = Some(Entrant { memory, store: "-".into() });
+            Sample { entrant, ..sample }
+        };
+        let mut still = of(Memory::Plain, sample(1, None, 1, 2, 1e6));
+        still.pass.faults = 0;
+        still.moved.pages = 0;
+        let samples = [
+            of(Memory::PlainHandler, sample(1, None, 1, 800, 1e6)),
+            of(Memory::PlainHandler, sample(2, None, 1, 9999, 1e6)),
+            still,
+            sample(1, Some("s"), 1, 100, 1e6),
+        ];
+        let records = records(&samples);
+        let [own, handler, plain] = records.as_slice() else { panic!("{} records", records.len()) };
+        assert_eq!(own.figure("plain_handler_p50_ns"), Some(800.0));
+        assert_eq!(own.figure("ratio_plain_handler_p50"), Some(0.125));
+        assert_eq!(own.figure("ratio_plain_mean"), Some(50.0));
+        assert_eq!(handler.figure("ratio_plain_handler_p50"), None);
+        assert_eq!((plain.figure("p50_ns"), plain.figure("move_out_ns_per_page")), (None, None));
+        assert_eq!(plain.figure("mean_ns"), Some(2.0));
     }
 
     #[test]

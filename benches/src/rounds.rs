@@ -9,6 +9,7 @@ use crate::pattern::{Pattern, Random};
 use crate::report::Report;
 use crate::stats::Pass;
 use crate::subject::{MovedOut, Role, StageTimes, Touches};
+use crate::touch::Manner;
 use crate::zram::Zram;
 
 /// What touches what, of all that is measured.
@@ -17,6 +18,8 @@ pub(crate) struct Case {
     pub(crate) pattern: Pattern,
     pub(crate) threads: usize,
     pub(crate) pinned: bool,
+    /// Touches that write, of a hundred.
+    pub(crate) writes: u8,
 }
 
 /// Who is measured; `None` is the kernel's swap.
@@ -52,8 +55,9 @@ pub(crate) fn run(plan: &Plan, image: &Image) -> Result<Report, Error> {
     // Round 0 isn't counted: it's then that stores get their memory and programs their pages.
     for round in 0..=plan.rounds {
         for case in cases(plan) {
-            let Case { pattern, threads, pinned } = case;
-            let touches = Touches { pattern, touches, threads, pin: pinned, seed: seeds.next() };
+            let Case { pattern, threads, pinned, writes } = case;
+            let manner = Manner { pin: pinned, writes };
+            let touches = Touches { pattern, touches, threads, manner, seed: seeds.next() };
             for at in order(entered.len(), round) {
                 let one = &mut entered[at];
                 match one.measure(touches, image.pages(), zram.as_ref()) {
@@ -115,9 +119,9 @@ fn enter(plan: &Plan, image: &Image, zram: Option<&Zram>, left_out: &mut Vec<Str
         wanted.push(None);
     }
     for &memory in &plan.memories {
-        for store in &plan.stores {
-            wanted.push(Some(Entrant { memory, store: store.clone() }));
-        }
+        let own = memory.own_store().map(str::to_owned);
+        let stores = own.as_ref().map_or(plan.stores.as_slice(), std::slice::from_ref);
+        wanted.extend(stores.iter().map(|store| Some(Entrant { memory, store: store.clone() })));
     }
     wanted
         .into_iter()
@@ -153,6 +157,8 @@ impl Entered {
             Some(Entrant { memory: memory @ (Memory::Inline | Memory::Local), store }) => {
                 Role::Local { image, store: store.clone(), inline: *memory == Memory::Inline, stages }
             }
+            Some(Entrant { memory: Memory::Plain, .. }) => Role::Plain { image },
+            Some(Entrant { memory: Memory::PlainHandler, .. }) => Role::PlainHandler { image },
             Some(Entrant { memory: Memory::Client, store }) => {
                 let file = format!("userswap-bench-{}-{}.sock", std::process::id(), store.replace('/', "-"));
                 let socket = std::env::temp_dir().join(file);
@@ -182,7 +188,8 @@ impl Entered {
             return Err(Error::Wrong { who: who(), pages: touched.wrong });
         }
         // What never left can't come back: a few pages may be in somebody's hands, not more.
-        if touched.present > pages / 100 {
+        let stays = self.entrant.as_ref().is_some_and(|entrant| entrant.memory == Memory::Plain);
+        if touched.present > pages / 100 && !stays {
             let reason = format!("{} of {pages} pages were not moved out", touched.present);
             return Err(Error::Child { who: who(), reason });
         }
@@ -194,7 +201,10 @@ fn cases(plan: &Plan) -> Vec<Case> {
     let mut cases = Vec::new();
     for &pinned in &plan.placements {
         for &pattern in &plan.patterns {
-            cases.extend(plan.threads.iter().map(|&threads| Case { pattern, threads, pinned }));
+            for &writes in &plan.writes {
+                let case = |&threads: &usize| Case { pattern, threads, pinned, writes };
+                cases.extend(plan.threads.iter().map(case));
+            }
         }
     }
     cases

@@ -6,8 +6,10 @@ use crate::image::read_pages;
 use crate::kernel::Kernel;
 use crate::local::Local;
 use crate::pattern::Pattern;
+use crate::plain::Plain;
+use crate::plain_handler::PlainHandler;
 use crate::stats::Pass;
-use crate::touch::Arena;
+use crate::touch::{Arena, Manner};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use userswap_engine::{Stage, Stages};
@@ -18,6 +20,16 @@ use userswap_uffd::Pagemap;
 pub(crate) enum Role {
     /// Memory that the kernel swaps out.
     Kernel {
+        /// The image's path.
+        image: PathBuf,
+    },
+    /// Memory that nobody moves out.
+    Plain {
+        /// The image's path.
+        image: PathBuf,
+    },
+    /// Memory whose faults a handler answers one page at a time.
+    PlainHandler {
         /// The image's path.
         image: PathBuf,
     },
@@ -75,8 +87,8 @@ pub(crate) struct Touches {
     pub(crate) touches: usize,
     /// By how many threads.
     pub(crate) threads: usize,
-    /// Each kept on a CPU of its own.
-    pub(crate) pin: bool,
+    /// How each does it.
+    pub(crate) manner: Manner,
     /// Of the random order.
     pub(crate) seed: u64,
 }
@@ -150,6 +162,8 @@ pub(crate) trait Subject {
 pub(crate) fn make(role: &Role) -> Result<Box<dyn Subject>, Error> {
     match role {
         Role::Kernel { image } => Ok(Box::new(Kernel::new(&read_pages(image)?)?)),
+        Role::Plain { image } => Ok(Box::new(Plain::new(&read_pages(image)?)?)),
+        Role::PlainHandler { image } => Ok(Box::new(PlainHandler::new(&read_pages(image)?)?)),
         Role::Local { image, store, inline, stages } => {
             Ok(Box::new(Local::new(&read_pages(image)?, store, *inline, *stages)?))
         }
@@ -160,9 +174,9 @@ pub(crate) fn make(role: &Role) -> Result<Box<dyn Subject>, Error> {
 }
 
 /// Touches an arena's pages, then looks whether all of them are as they were.
-pub(crate) fn touch(arena: &Arena, how: Touches) -> Result<Reply, Error> {
+pub(crate) fn touch(arena: &mut Arena, how: Touches) -> Result<Reply, Error> {
     let orders = how.pattern.orders(arena.pages(), how.touches, how.threads, how.seed);
     let present = arena.present(&Pagemap::this()?)?;
-    let pass = arena.pass(&orders, how.pin)?;
+    let pass = arena.pass(&orders, how.manner)?;
     Ok(Reply::Touched(Touched { pass, present, wrong: arena.wrong_pages() }))
 }

@@ -27,6 +27,7 @@ pub(crate) fn render(report: &Report) -> String {
         image.origin, image.pages, image.same_filled_pages_left_out, report.rounds
     );
     touches(report, &mut text);
+    others(report, &mut text);
     move_outs(report, &mut text);
     for line in &report.left_out {
         let _ = writeln!(text, "left out: {line}");
@@ -61,7 +62,7 @@ fn touches(report: &Report, text: &mut String) {
             record.memory.into(),
             record.store.clone(),
             record.pattern.name().into(),
-            format!("{}{}", record.threads, if record.pinned { " pinned" } else { "" }),
+            record.touchers(),
             whole(record.figure("p50_ns")),
             whole(record.figure("p99_ns")),
             whole(record.figure("p999_ns")),
@@ -83,6 +84,53 @@ fn touches(report: &Report, text: &mut String) {
         "p50, p99, p99.9: of touches that faulted. mean: of all touches. × zram: by p50 for random touches, by the mean for sequential ones; \
          block ×: by the middle block of 128 touches.\n\
          scaling: pages a second by those of one thread.\n"
+    );
+}
+
+/// Beside what most programs have, and beside memory that stays. Nothing if neither was measured.
+fn others(report: &Report, text: &mut String) {
+    let mut table = Table::new(&[
+        "memory",
+        "store",
+        "pattern",
+        "threads",
+        "ns",
+        "plain handler",
+        "× faster",
+        "least–most",
+        "plain memory",
+    ]);
+    let compared = |record: &&Record| {
+        record.figure("plain_handler_mean_ns").or(record.figure("plain_mean_ns")).is_some()
+    };
+    let records: Vec<&Record> = report.records.iter().filter(compared).collect();
+    if records.is_empty() {
+        return;
+    }
+    for record in records {
+        let is_p50 = record.pattern.ratio() == "ratio_p50";
+        let (own, handler, ratio) = if is_p50 {
+            ("p50_ns", "plain_handler_p50_ns", "ratio_plain_handler_p50")
+        } else {
+            ("mean_ns", "plain_handler_mean_ns", "ratio_plain_handler_mean")
+        };
+        table.row(vec![
+            record.memory.into(),
+            record.store.clone(),
+            record.pattern.name().into(),
+            record.touchers(),
+            whole(record.figure(own)),
+            whole(record.figure(handler)),
+            hundredths(record.figure(ratio).map(|ratio| 1.0 / ratio)),
+            spread(record.range(ratio).map(|[least, most]| [1.0 / most, 1.0 / least])),
+            whole(record.figure("plain_mean_ns")),
+        ]);
+    }
+    table.render(text);
+    let _ = writeln!(
+        text,
+        "ns: as × zram, the p50 for random touches and the mean for others. plain handler: one thread, one page a fault, lz4. \
+         plain memory: the mean of touches of pages that never left.\n"
     );
 }
 

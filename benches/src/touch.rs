@@ -5,19 +5,42 @@
 use crate::error::Error;
 use crate::image::checksum;
 use crate::stats::Pass;
+use serde::{Deserialize, Serialize};
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 use userswap_engine::PagedRegion;
 use userswap_engine::core::Transition;
 use userswap_uffd::own::madvise;
 use userswap_uffd::pagemap::Pagemap;
-use userswap_uffd::{Advice, Mapping, Protection, Span, cpu, page_size};
+use userswap_uffd::{Advice, Mapping, Protection, RegisterMode, Span, Uffd, cpu, page_size};
 
-/// Memory that holds an image. Nobody writes to it once it is loaded.
+/// Memory that holds an image. Once it is loaded nobody writes to it but passes, and those to the first byte of a page alone.
 pub(crate) struct Arena {
     owner: Owner,
     span: Span,
+    /// Of each page without its first byte.
     sums: Vec<u64>,
+    /// Each page's first byte: its mark.
+    marks: Vec<u8>,
+    /// What the last pass wrote.
+    mark: u8,
+}
+
+/// How a pass touches pages.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Manner {
+    /// Each thread stays on a CPU of its own, as far as there are enough.
+    pub(crate) pin: bool,
+    /// Of a hundred touches of a thread so many write.
+    pub(crate) writes: u8,
+}
+
+impl Manner {
+    /// Whether a thread's touch of this number writes: spread evenly, and the same every time.
+    fn is_write(self, touch: usize) -> bool {
+        touch % 100 * 61 % 100 < usize::from(self.writes)
+    }
 }
 
 enum Owner {
@@ -44,8 +67,9 @@ impl Arena {
         // Huge pages would be split by whoever moves them out first, and measured by nobody.
         // SAFETY: needed because advice can destroy memory; this one doesn't.
         unsafe { madvise(span, Advice::NoHugePage)? };
-        let sums = image.chunks_exact(page_size()).map(checksum).collect();
-        let arena = Self { owner, span, sums };
+        let (sums, marks) =
+            image.chunks_exact(page_size()).map(|page| marked_sum(&mut page.to_vec())).unzip();
+        let arena = Self { owner, span, sums, marks, mark: 0 };
         let bytes = image.len().min(span.bytes());
         // SAFETY: needed because the memory is reached by its address. It is mapped, writable, `span.bytes()` long, no reference
         // to it exists, and no other thread knows of it yet.
@@ -77,6 +101,21 @@ impl Arena {
         unsafe { madvise(self.span, Advice::PageOut) }.map_err(Error::from)
     }
 
+    /// From here on what is missing of it waits for an answer through `uffd`. Nothing is missing yet.
+    pub(crate) fn give_to(&self, uffd: &Uffd) -> Result<(), Error> {
+        // SAFETY: needed because from now on others fill what is missing here. What they fill in is compared with the image after every pass, no
+        // reference to the memory exists, and a thread that is never answered is what the benchmark waits for no longer than it says.
+        unsafe { uffd.register(self.span, RegisterMode::MISSING) }?;
+        Ok(())
+    }
+
+    /// Gives the memory back; its bytes are elsewhere by now.
+    pub(crate) fn discard(&self) -> Result<(), Error> {
+        // SAFETY: needed because this destroys the contents. No reference to them exists; who reads them again is answered by
+        // the handler that the arena was given to, or finds zeros and says so.
+        unsafe { madvise(self.span, Advice::DontNeed) }.map_err(Error::from)
+    }
+
     /// How many of its pages are in memory.
     pub(crate) fn present(&self, pagemap: &Pagemap) -> Result<usize, Error> {
         let mut entries = Vec::new();
@@ -84,24 +123,30 @@ impl Arena {
         Ok(entries.iter().filter(|entry| entry.present()).count())
     }
 
-    /// Reads every page; how many differ from the image.
+    /// Reads every page; how many differ from the image, or from what passes wrote.
     pub(crate) fn wrong_pages(&self) -> usize {
         let mut page = vec![0u8; page_size()];
         (0..self.pages())
             .filter(|&at| {
-                // SAFETY: needed because pages come and go behind the address. A page of the mapping, which lives as long as
-                // `self`; nobody writes to it.
-                unsafe { std::ptr::copy_nonoverlapping(self.pointer(at), page.as_mut_ptr(), page.len()) };
-                checksum(&page) != self.sums[at]
+                self.read(at, &mut page);
+                marked_sum(&mut page) != (self.sums[at], self.marks[at])
             })
             .count()
     }
 
+    /// Reads a page, or the beginning of it if `bytes` is shorter.
+    pub(crate) fn read(&self, at: usize, bytes: &mut [u8]) {
+        let len = bytes.len().min(page_size());
+        // SAFETY: needed because pages come and go behind the address. A page of the mapping, which lives as long as
+        // `self`; passes, which write to it, need it for themselves.
+        unsafe { std::ptr::copy_nonoverlapping(self.pointer(at), bytes.as_mut_ptr(), len) };
+    }
+
     /// Reads one byte of a page.
     fn touch(&self, page: usize) {
-        // SAFETY: needed because this very load is what is measured; volatile, so that it happens between the two looks at the
-        // clock. `pointer` stays within the mapping.
-        unsafe { self.pointer(page).read_volatile() };
+        // SAFETY: needed because this very load is what is measured. `pointer` stays within the mapping; threads of a pass may write the byte meanwhile,
+        // and nobody has a reference: so the load is an atomic one. It happens, for what is there is used.
+        std::hint::black_box(unsafe { AtomicU8::from_ptr(self.pointer(page)) }.load(Ordering::Relaxed));
     }
 
     fn pointer(&self, page: usize) -> *mut u8 {
@@ -114,9 +159,27 @@ impl Arena {
         unsafe { base.add(page * page_size()) }
     }
 
-    /// Touches pages, a thread an order, all at once. With `pin` each thread stays on a CPU of its own, as far as there are
-    /// enough.
-    pub(crate) fn pass(&self, orders: &[Vec<u32>], pin: bool) -> Result<Pass, Error> {
+    /// Writes a page's first byte.
+    fn write(&self, page: usize, mark: u8) {
+        // SAFETY: needed because this very store is what is measured. `pointer` stays within the mapping; threads of a pass write
+        // the same bytes meanwhile, or read them, and nobody has a reference: so the store is an atomic one.
+        unsafe { AtomicU8::from_ptr(self.pointer(page)) }.store(mark, Ordering::Relaxed);
+    }
+
+    /// Touches pages, a thread an order, all at once.
+    pub(crate) fn pass(&mut self, orders: &[Vec<u32>], manner: Manner) -> Result<Pass, Error> {
+        // Another than the last pass wrote, so that a write that gets lost is seen.
+        self.mark = self.mark.wrapping_add(1);
+        let pass = self.touch_orders(orders, manner);
+        for order in orders {
+            for (_, &page) in order.iter().enumerate().filter(|(touch, _)| manner.is_write(*touch)) {
+                self.marks[page as usize] = self.mark;
+            }
+        }
+        pass
+    }
+
+    fn touch_orders(&self, orders: &[Vec<u32>], manner: Manner) -> Result<Pass, Error> {
         let cpus = cpu::allowed(None)?;
         let start = Barrier::new(orders.len());
         let before = self.served_by_itself();
@@ -125,8 +188,8 @@ impl Arena {
                 .iter()
                 .enumerate()
                 .map(|(number, order)| {
-                    let (start, on) = (&start, pin.then(|| cpus[number % cpus.len()]));
-                    scope.spawn(move || self.touch_all(order, start, on))
+                    let (start, on) = (&start, manner.pin.then(|| cpus[number % cpus.len()]));
+                    scope.spawn(move || self.touch_all(order, start, on, manner))
                 })
                 .collect();
             running.into_iter().filter_map(|thread| thread.join().ok()).collect()
@@ -150,7 +213,13 @@ impl Arena {
         Some(counted.into_iter().map(|transition| region.counts().get(transition)).sum())
     }
 
-    fn touch_all(&self, order: &[u32], start: &Barrier, on: Option<usize>) -> Result<Timed, Error> {
+    fn touch_all(
+        &self,
+        order: &[u32],
+        start: &Barrier,
+        on: Option<usize>,
+        manner: Manner,
+    ) -> Result<Timed, Error> {
         let pinned = on.map_or(Ok(()), |cpu| cpu::pin(None, &[cpu]));
         // Written to now, so that its own first touches aren't measured.
         let mut touches = vec![u32::MAX; order.len()];
@@ -161,15 +230,26 @@ impl Arena {
         pinned?;
         let before = before?;
         let began = Instant::now();
-        for (touch, &page) in touches.iter_mut().zip(order) {
+        for (number, (touch, &page)) in touches.iter_mut().zip(order).enumerate() {
+            let is_write = manner.is_write(number);
             let from = Instant::now();
-            self.touch(page as usize);
+            if is_write {
+                self.write(page as usize, self.mark);
+            } else {
+                self.touch(page as usize);
+            }
             *touch = nanos(from).saturating_sub(clock);
         }
         let ended = Instant::now();
         let faults = usize::try_from(faults_so_far()?.saturating_sub(before)).unwrap_or(usize::MAX);
         Ok(Timed { touches, faults, began, ended })
     }
+}
+
+/// The checksum of a page whose first byte is taken out, and that byte.
+fn marked_sum(page: &mut [u8]) -> (u64, u8) {
+    let mark = page.first_mut().map_or(0, std::mem::take);
+    (checksum(page), mark)
 }
 
 /// What one thread saw.
@@ -230,15 +310,38 @@ mod tests {
     }
 
     #[test]
+    fn a_share_of_the_touches_writes_and_what_they_write_is_looked_for() {
+        for (writes, expected) in [(0, 0), (1, 1), (30, 30), (100, 100)] {
+            let manner = Manner { pin: false, writes };
+            assert_eq!((100..200).filter(|touch| manner.is_write(*touch)).count(), expected);
+        }
+        let mut arena = Arena::in_mapping(&image(200)).unwrap();
+        let everything = Manner { pin: false, writes: 100 };
+        arena.pass(&[(0..200).collect()], everything).unwrap();
+        assert_eq!((arena.wrong_pages(), arena.marks.iter().filter(|mark| **mark == 1).count()), (0, 200));
+        let orders = vec![(0..100).collect::<Vec<u32>>(), (50..200).collect()];
+        for _ in 0..2 {
+            arena.pass(&orders, Manner { pin: false, writes: 30 }).unwrap();
+            assert_eq!(arena.wrong_pages(), 0);
+        }
+        let written = (0..200).filter(|page| arena.marks[*page] == 3).count();
+        assert!((45..80).contains(&written), "{written} pages of 100 and 150 touches");
+        // As if the last pass's write had got lost.
+        let page = arena.marks.iter().position(|mark| *mark == 3).unwrap();
+        arena.write(page, 1);
+        assert_eq!(arena.wrong_pages(), 1);
+    }
+
+    #[test]
     fn faults_are_told_from_hits() {
-        let arena = Arena::in_mapping(&image(256)).unwrap();
+        let mut arena = Arena::in_mapping(&image(256)).unwrap();
         let orders = vec![(0..128).collect::<Vec<u32>>(), (128..256).collect()];
-        let present = arena.pass(&orders, false).unwrap();
+        let present = arena.pass(&orders, Manner::default()).unwrap();
         assert_eq!(present.touches, 256);
         assert!(present.faults < 32, "{} faults on pages that are there", present.faults);
         // SAFETY: nobody relies on what is there any more.
         unsafe { madvise(arena.span, Advice::DontNeed).unwrap() };
-        let gone = arena.pass(&orders, true).unwrap();
+        let gone = arena.pass(&orders, Manner { pin: true, writes: 0 }).unwrap();
         assert!(gone.faults >= 256, "{} faults on pages that aren't", gone.faults);
     }
 }

@@ -38,7 +38,8 @@ fn image(pages: u32) -> Scratch {
 
 fn measure(image: &Path, json: &Path, more: &[&str]) -> Output {
     let mut bench = bench();
-    bench.arg("--image").arg(image).arg("--json").arg(json).args(["--rounds", "1"]).args(more);
+    let rounds: &[&str] = if more.contains(&"--rounds") { &[] } else { &["--rounds", "1"] };
+    bench.arg("--image").arg(image).arg("--json").arg(json).args(rounds).args(more);
     bench.output().unwrap()
 }
 
@@ -62,17 +63,25 @@ fn every_case_is_in_the_report() {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{stderr}");
     let report: Value = serde_json::from_slice(&std::fs::read(&json.0).unwrap()).unwrap();
-    assert_eq!(report["schema_version"], 1);
+    assert_eq!(report["schema_version"], 2);
     assert_eq!(report["image"]["pages"], 600);
     let left_out: Vec<&str> =
         report["left_out"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     assert_eq!(left_out, ["zram: not asked for"]);
     let records = report["records"].as_array().unwrap();
-    // Three memories; two stores, patterns, numbers of threads, placements.
-    assert_eq!(records.len(), 48);
+    // Three memories with two stores each, a plain handler, plain memory; two patterns, numbers of threads, placements.
+    assert_eq!(records.len(), 64);
     for record in records {
-        assert!(record["p50_ns"].as_f64().unwrap() > 0.0, "{record}");
         assert!(record["mean_ns"].as_f64().unwrap() > 0.0, "{record}");
+        if record["memory"] == "plain" {
+            assert!(record["move_out_ns_per_page"].is_null(), "{record}");
+            continue;
+        }
+        assert!(record["p50_ns"].as_f64().unwrap() > 0.0, "{record}");
+        let compared = |ratio: &str| record[ratio].as_f64().is_some_and(|ratio| ratio > 0.0);
+        let is_ours = record["memory"] != "plain-handler";
+        assert_eq!(compared("ratio_plain_handler_mean"), is_ours, "{record}");
+        assert_eq!(compared("ratio_plain_mean"), is_ours, "{record}");
         assert!(record["move_out_ns_per_page"].as_f64().unwrap() > 0.0, "{record}");
         assert!(record["store_memory_bytes_per_page"].as_f64().unwrap() > 0.0, "{record}");
         assert!(record["zram_p50_ns"].is_null() && record["ratio_p50"].is_null(), "{record}");
@@ -81,6 +90,24 @@ fn every_case_is_in_the_report() {
     }
     let table = String::from_utf8(output.stdout).unwrap();
     assert!(table.contains("left out: zram: not asked for"), "{table}");
+}
+
+/// Every entrant brings written pages back as they were written, or the benchmark fails.
+#[test]
+fn a_share_of_touches_writes() {
+    if !userfaultfd("a_share_of_touches_writes") {
+        return;
+    }
+    let (image, json) = (image(400), Scratch::new("writes.json"));
+    let output = measure(&image.0, &json.0, &["--store", "ram:lz4", "--writes", "0,40", "--rounds", "2"]);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{stderr}");
+    let report: Value = serde_json::from_slice(&std::fs::read(&json.0).unwrap()).unwrap();
+    let records = report["records"].as_array().unwrap();
+    // Five memories; two patterns, numbers of threads and shares.
+    assert_eq!(records.len(), 40, "{}", report["left_out"]);
+    assert_eq!(records.iter().filter(|record| record["writes"] == 40).count(), 20);
+    assert!(String::from_utf8(output.stdout).unwrap().contains("2 40% writes"));
 }
 
 #[test]

@@ -5,6 +5,7 @@
 use super::eyes::{Eyes, Sights};
 use super::footprint::{Shares, anonymous_bytes};
 use super::orders::Orders;
+use super::rest::Rest;
 use super::server::Server;
 use super::throttle::Throttle;
 use parking_lot::{Condvar, Mutex};
@@ -59,7 +60,7 @@ struct Shared {
 /// How often what is kept for the record is measured exactly, and the share of samples over the limit counted.
 const EXACT: Duration = Duration::from_millis(100);
 
-/// No policy is asked oftener, nor more rarely.
+/// No policy is asked oftener, nor more rarely unless all is [at rest](Rest).
 const NEXT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(250));
 
 /// Hints that wait to be told, at most.
@@ -154,6 +155,7 @@ impl Shared {
         let mut orders = Orders::default();
         let mut exact_at = None;
         let (mut clients, mut shares, mut eyes) = (Vec::new(), Shares::default(), Eyes::default());
+        let mut rest = Rest::default();
         loop {
             let exactly = exact_at.is_none_or(|at: Instant| at.elapsed() >= EXACT);
             if exactly {
@@ -186,15 +188,15 @@ impl Shared {
                 free_disk,
             };
             let verdict = self.judge(&sample);
+            let resident = fixed + clients.iter().map(|client| client.resident).sum::<u64>();
             if exactly {
-                let resident = fixed + clients.iter().map(|client| client.resident).sum::<u64>();
                 self.note(resident, verdict.over, store);
             }
             if let Some(throttle) = &self.throttle {
                 throttle.hold(limits.resident, verdict.over);
             }
             tracing::trace!(
-                resident = fixed + clients.iter().map(|client| client.resident).sum::<u64>(),
+                resident,
                 over = verdict.over,
                 busy = orders.len(),
                 orders = ?verdict.orders,
@@ -208,7 +210,10 @@ impl Shared {
             for order in verdict.orders {
                 self.give(&mut orders, order);
             }
-            let next = verdict.next.clamp(NEXT.0, NEXT.1);
+            let limits = [limits.resident, limits.total, limits.client];
+            let is_limited = limits.into_iter().flatten().any(|most| most > 0) || orders.len() > 0;
+            let asked = verdict.next.clamp(NEXT.0, NEXT.1);
+            let next = rest.next((resident, clients.len()), is_limited, asked, NEXT.1);
             orders.wait_for_one(next);
             let mut stop = self.stop.lock();
             if !*stop && orders.len() == 0 {

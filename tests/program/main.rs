@@ -7,6 +7,7 @@ mod daemon;
 mod deaths;
 mod dumps;
 mod filler;
+mod idle;
 mod manual;
 mod orders;
 mod orphans;

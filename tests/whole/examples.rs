@@ -91,6 +91,37 @@ fn a_local_search_answers_from_a_quarter_of_its_memory() {
     assert_eq!(printed.lines().last(), Some("all right"));
 }
 
+/// Joins in less memory than the tables have, and compares with joins that need no partitions.
+fn join(name: &str, memory: &str, needed: &[Capability]) {
+    if is_skipped(name, needed) {
+        return;
+    }
+    let printed = run(
+        env!("CARGO_BIN_EXE_example-join"),
+        &["--size", "48", "--joins", "2", "--check", "--memory", memory],
+    );
+    let (joins, moved) = printed.split_once("seconds: ").expect(&printed);
+    assert_eq!(joins.matches(" pairs, ").count(), 2, "{printed}");
+    let moved = moved.lines().nth(1).and_then(|line| line.split(' ').next()?.parse::<u64>().ok());
+    // All but a quarter of each table, to say the least.
+    assert!(memory == "plain" || moved > Some(2000), "{printed}");
+}
+
+#[test]
+fn a_join_in_an_inline_region_is_right() {
+    join("a_join_in_an_inline_region_is_right", "inline", &[Capability::UserModeOnly]);
+}
+
+#[test]
+fn a_join_in_a_region_with_handlers_is_right() {
+    join("a_join_in_a_region_with_handlers_is_right", "local", &[Capability::UserModeOnly]);
+}
+
+#[test]
+fn a_join_in_ordinary_memory_is_right() {
+    join("a_join_in_ordinary_memory_is_right", "plain", &[]);
+}
+
 #[test]
 fn a_paged_region_keeps_a_gigabyte() {
     if is_skipped("a_paged_region_keeps_a_gigabyte", &[Capability::UserModeOnly]) {

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 /// Taken away when dropped. One that a killed benchmark left behind is taken away by the next.
 #[derive(Debug)]
-pub(super) struct Group(PathBuf);
+pub(crate) struct Group(PathBuf);
 
 const NAME: &str = "userswap-bench-";
 
 impl Group {
     /// Makes one whose members may have so many bytes in memory together, and any amount of swap.
-    pub(super) fn create(limit: u64) -> Result<Self, Error> {
+    pub(crate) fn create(limit: u64) -> Result<Self, Error> {
         let mounts =
             std::fs::read_to_string("/proc/self/mountinfo").map_err(Error::io("reading the mounts"))?;
         let (root, file) = hierarchy(&mounts)
@@ -33,7 +33,7 @@ impl Group {
     }
 
     /// The file to write a process's number to, to make it a member.
-    pub(super) fn door(&self) -> PathBuf {
+    pub(crate) fn door(&self) -> PathBuf {
         self.0.join("cgroup.procs")
     }
 }

@@ -7,23 +7,23 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Takes samples until it is stopped.
-pub(super) struct Sampler {
+pub(crate) struct Sampler {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Vec<Sample>>,
 }
 
 /// The summed `Pss_Anon` at a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(super) struct Sample {
-    pub(super) seconds: f64,
-    pub(super) bytes: u64,
+pub(crate) struct Sample {
+    pub(crate) seconds: f64,
+    pub(crate) bytes: u64,
 }
 
 const INTERVAL: Duration = Duration::from_millis(100);
 
 impl Sampler {
     /// Of `root`'s descendants, and of `root` itself if it `counts`.
-    pub(super) fn start(root: u32, counts: bool) -> Self {
+    pub(crate) fn start(root: u32, counts: bool) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
@@ -45,7 +45,7 @@ impl Sampler {
         Self { stop, thread }
     }
 
-    pub(super) fn stop(self) -> Vec<Sample> {
+    pub(crate) fn stop(self) -> Vec<Sample> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap_or_default()
     }

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 /// What holds the program to a limit.
-pub(super) enum Under<'a> {
+pub(crate) enum Under<'a> {
     Nothing,
     Group(&'a Group),
     Userswap { program: &'a str, limit: u64 },
@@ -17,17 +17,17 @@ pub(super) enum Under<'a> {
 
 /// What came of it.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Trial {
+pub(crate) struct Trial {
     /// From start to end.
-    pub(super) seconds: f64,
+    pub(crate) seconds: f64,
     /// The most that was in memory in a sample.
-    pub(super) peak_bytes: u64,
+    pub(crate) peak_bytes: u64,
     /// The mean after the settling time.
-    pub(super) mean_bytes: f64,
-    pub(super) samples: Vec<Sample>,
+    pub(crate) mean_bytes: f64,
+    pub(crate) samples: Vec<Sample>,
     /// What it printed.
     #[serde(skip)]
-    pub(super) answer: Vec<u8>,
+    pub(crate) answer: Vec<u8>,
 }
 
 /// A limit is to be kept after so many seconds.
@@ -35,7 +35,7 @@ const SETTLED: f64 = 5.0;
 
 impl Trial {
     /// Runs `words`.
-    pub(super) fn run(under: &Under<'_>, words: &[String]) -> Result<Self, Error> {
+    pub(crate) fn run(under: &Under<'_>, words: &[String]) -> Result<Self, Error> {
         let mut command = match under {
             Under::Nothing => Command::new(&words[0]),
             Under::Group(group) => {
@@ -74,7 +74,7 @@ impl Trial {
     }
 
     /// The share of samples at or under a limit, of those after the settling time; `None` of a run too short to have any.
-    pub(super) fn within(&self, limit: u64) -> Option<f64> {
+    pub(crate) fn within(&self, limit: u64) -> Option<f64> {
         let count = settled(&self.samples).count();
         let within = settled(&self.samples).filter(|sample| sample.bytes <= limit).count();
         (count > 0).then(|| within as f64 / count as f64)

@@ -203,6 +203,8 @@ pub enum Advice {
     Cold,
     /// Will be needed soon.
     WillNeed,
+    /// Will be gone through from low addresses to high ones.
+    Sequential,
     /// No transparent huge pages.
     NoHugePage,
     /// Transparent huge pages, please.
@@ -230,6 +232,7 @@ impl Advice {
             Advice::PageOut => libc::MADV_PAGEOUT,
             Advice::Cold => libc::MADV_COLD,
             Advice::WillNeed => libc::MADV_WILLNEED,
+            Advice::Sequential => libc::MADV_SEQUENTIAL,
             Advice::NoHugePage => libc::MADV_NOHUGEPAGE,
             Advice::HugePage => libc::MADV_HUGEPAGE,
             Advice::Collapse => libc::MADV_COLLAPSE,
