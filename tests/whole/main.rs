@@ -6,6 +6,7 @@ mod budget;
 mod child;
 mod client;
 mod clients;
+mod defects;
 mod examples;
 mod forks;
 mod fuzz;
