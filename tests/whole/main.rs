@@ -14,6 +14,7 @@ mod gate;
 mod handlers;
 mod inline;
 mod late;
+mod outcomes;
 mod own;
 mod path;
 mod policy;

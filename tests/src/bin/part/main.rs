@@ -8,6 +8,7 @@ mod forks;
 mod inline;
 mod liar;
 mod lost;
+mod outcomes;
 mod path;
 mod sys;
 
@@ -25,6 +26,7 @@ fn main() {
         ["liar", path, _] => liar::run(path),
         ["forks", scenario] => forks::run(scenario),
         ["lost"] => lost::run(),
+        ["outcomes"] => outcomes::run(),
         ["inline", scenario] => inline::run(scenario),
         ["path"] => path::run(),
         _ => panic!("no such part: {arguments:?}"),
