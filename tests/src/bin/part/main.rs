@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+mod attacker;
 mod client;
 mod daemon;
 mod forks;
@@ -21,6 +22,10 @@ fn main() {
         ["unprivileged-client", path, contract] => {
             sys::become_user(65534);
             client::run(path, contract);
+        }
+        ["attacker", path, _] => {
+            sys::become_user(65534);
+            attacker::run(path);
         }
         ["daemon", path] => daemon::run(path),
         ["liar", path, _] => liar::run(path),
