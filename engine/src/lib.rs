@@ -13,6 +13,7 @@ pub mod histogram;
 mod inline;
 pub mod ledger;
 pub mod local;
+mod mailbox;
 pub mod memory;
 pub mod pacer;
 mod pending;
@@ -26,6 +27,7 @@ pub mod space;
 pub mod stages;
 pub mod stalls;
 mod steer;
+mod sync;
 pub mod watched;
 mod writes;
 

@@ -3,12 +3,10 @@
 //! A message goes to whoever reads first, which need not be the handler beside the thread; and a thread woken from another CPU costs several times what it
 //! costs on the same (see `placement`). So a handler that reads a fault of a thread that lives on another handler's CPU leaves it in
 //! that one's box. It isn't asked to wake up: its CPU has just lost the thread, so it runs, and looks.
-//!
-//! A handler that goes to sleep says so first and looks into its box once more; whoever has put something in looks
-//! whether it sleeps afterwards, and if so takes it out again. So nothing is left in the box of a sleeper.
+//! Nothing is left in the box of a sleeper (`mailbox`).
 
+use crate::mailbox::Mailbox;
 use crate::memory::Fault;
-use crossbeam::queue::SegQueue;
 use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -28,12 +26,11 @@ pub(crate) struct Post {
 struct Desk {
     /// Its CPU while it serves; `NOWHERE` otherwise.
     cpu: AtomicUsize,
-    asleep: AtomicBool,
     /// Up, with nothing to do.
     idle: AtomicBool,
     /// The threads it has looked for.
     seen: Mutex<Seen>,
-    post: SegQueue<Post>,
+    post: Mailbox<Post>,
     /// Posts taken out of it.
     taken: AtomicU64,
 }
@@ -53,10 +50,9 @@ impl Steering {
     pub(crate) fn new(handlers: usize) -> Self {
         let desk = || Desk {
             cpu: AtomicUsize::new(NOWHERE),
-            asleep: AtomicBool::new(true),
             idle: AtomicBool::new(false),
             seen: Mutex::new(Seen::default()),
-            post: SegQueue::new(),
+            post: Mailbox::new(),
             taken: AtomicU64::new(0),
         };
         Self { desks: (0..handlers).map(|_| desk()).collect(), homes: [const { AtomicU64::new(0) }; HOMES] }
@@ -74,14 +70,12 @@ impl Steering {
 
     /// Says that a handler sleeps unless there is something in its box. Whether it may.
     pub(crate) fn may_sleep(&self, handler: usize) -> bool {
-        let desk = &self.desks[handler];
-        desk.asleep.store(true, Ordering::SeqCst);
-        desk.post.is_empty()
+        self.desks[handler].post.may_sleep()
     }
 
     /// Says that it is up.
     pub(crate) fn gets_up(&self, handler: usize) {
-        self.desks[handler].asleep.store(false, Ordering::SeqCst);
+        self.desks[handler].post.gets_up();
     }
 
     /// Says whether a handler that is up looks in vain for something to do.
@@ -101,7 +95,7 @@ impl Steering {
                 other != handler
                     && desk.cpu.load(Ordering::Relaxed) != NOWHERE
                     && desk.idle.load(Ordering::Relaxed)
-                    && !desk.asleep.load(Ordering::Relaxed)
+                    && !desk.post.is_asleep()
             })
             && self.desks[handler].seen.lock().served_another(thread)
             && self.home(thread) == here;
@@ -114,7 +108,7 @@ impl Steering {
     /// The next fault in a handler's box.
     pub(crate) fn take(&self, handler: usize) -> Option<Post> {
         let desk = &self.desks[handler];
-        let post = desk.post.pop()?;
+        let post = desk.post.take()?;
         desk.taken.fetch_add(1, Ordering::Relaxed);
         Some(post)
     }
@@ -128,11 +122,7 @@ impl Steering {
         let Some((other, desk)) = desks.find(|(_, desk)| desk.cpu.load(Ordering::Relaxed) == home) else {
             return Some(post);
         };
-        if other == handler || desk.asleep.load(Ordering::SeqCst) {
-            return Some(post);
-        }
-        desk.post.push(post);
-        if desk.asleep.load(Ordering::SeqCst) { desk.post.pop() } else { None }
+        if other == handler { Some(post) } else { desk.post.put(post) }
     }
 
     /// How many posts were ever taken from each box that isn't empty.

@@ -201,6 +201,43 @@ fn clients_that_lie_or_hang_in_the_handshake_are_turned_away_and_nobody_waits() 
     daemon.nothing_left();
 }
 
+/// Whatever somebody without privilege does who may connect: an honest client beside is served after each attack, and nothing is left of any.
+#[test]
+fn attacks_by_a_client_without_privilege_harm_nobody_else() {
+    let name = "attacks_by_a_client_without_privilege_harm_nobody_else";
+    let _watch = Watchdog::new(name);
+    if !is_root(name) {
+        return;
+    }
+    for contract in [Contract::Extended, Contract::Strict] {
+        let daemon = Daemon::start(contract, |builder| builder.allow_uid(NOBODY));
+        let mut honest = daemon.client();
+        let mut attacker = daemon.start_client("attacker");
+        attacker.expect("ready");
+        for attack in
+            ["silence", "half a handshake", "noise", "greetings", "descriptors", "areas", "answers", "crowd"]
+        {
+            let taken_on = daemon.server.pids();
+            attacker.ask(attack, "done");
+            daemon.evict_all(&honest);
+            honest.ask("check", "checked");
+            assert_eq!(daemon.server.pids(), taken_on, "{attack}");
+        }
+        // With all of that still open somebody else is taken on.
+        let mut late = daemon.client();
+        daemon.evict_all(&late);
+        late.ask("check", "checked");
+        attacker.ask("leave", "done");
+        for client in [&mut honest, &mut late] {
+            daemon.evict_all(client);
+            client.ask("check", "checked");
+            client.say("end");
+            client.wait();
+        }
+        daemon.nothing_left();
+    }
+}
+
 /// The contract: whoever unmaps what it was told to move is killed. Another client beside it isn't.
 #[test]
 fn a_strict_client_that_unmaps_what_is_being_moved_is_killed() {

@@ -1,4 +1,4 @@
-//! What SPECIFICATION.md names as enforcing a promise is there.
+//! What SPECIFICATION.md names as enforcing a promise, and SECURITY.md as trying an attack, is there.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -6,7 +6,8 @@ use std::path::Path;
 #[test]
 fn every_test_that_is_named_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let text = std::fs::read_to_string(root.join("SPECIFICATION.md")).unwrap();
+    let pages = ["SPECIFICATION.md", "SECURITY.md"];
+    let text = pages.map(|page| std::fs::read_to_string(root.join(page)).unwrap()).concat();
     let rows = text.lines().filter_map(|line| line.strip_prefix("| ")?.rsplit_once(" | "));
     let named: HashSet<&str> =
         rows.flat_map(|(_, by)| by.split('`').skip(1).step_by(2)).filter(|name| !name.is_empty()).collect();
@@ -17,7 +18,7 @@ fn every_test_that_is_named_exists() {
     }
     let mut missing: Vec<&&str> = named.iter().filter(|name| !there.contains(**name)).collect();
     missing.sort_unstable();
-    assert!(missing.is_empty(), "named in SPECIFICATION.md and nowhere else: {missing:?}");
+    assert!(missing.is_empty(), "named in {pages:?} and nowhere else: {missing:?}");
 }
 
 /// Names of functions, and of cases in tables.

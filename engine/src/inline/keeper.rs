@@ -33,8 +33,12 @@ impl Keeper {
 fn keep(region: &Inline, limit: u64, ending: &AtomicBool) {
     // For good: this thread runs no signal handlers of the program's.
     let blocked = Blocked::now();
-    while !ending.load(Ordering::Acquire) {
+    loop {
+        // First: an end that is said after it was looked for rings.
         let seen = region.pressure.now();
+        if ending.load(Ordering::Acquire) {
+            return;
+        }
         let resident = region.state.lock(&blocked).resident;
         if resident < soft(limit) {
             region.pressure.wait(seen, None);

@@ -56,6 +56,7 @@ pub mod process;
 pub mod sigbus;
 pub mod span;
 pub mod succession;
+mod sync;
 mod uffd;
 
 pub use abi::REQUESTS;

@@ -4,10 +4,9 @@ use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::ptr;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use rustix::thread::futex::{self, Flags, Timespec};
+use crate::sync::{AtomicU32, Ordering, SPINS, rouse, sleep, spin_loop};
 
 /// Proof that no signal handler runs on this thread but that of a fault: all other signals are blocked while it exists.
 ///
@@ -63,9 +62,6 @@ pub struct SignalLock<T> {
 // SAFETY: needed because of the cell. One thread at a time gets at the value, which may be sent between threads.
 unsafe impl<T: Send> Sync for SignalLock<T> {}
 
-/// A wait of so many rounds is cheaper than a sleep.
-const SPINS: u32 = 200;
-
 impl<T> SignalLock<T> {
     /// A lock around `value`.
     pub const fn new(value: T) -> Self {
@@ -93,7 +89,7 @@ impl<T> SignalLock<T> {
             {
                 return;
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
         while self.word.swap(2, Ordering::Acquire) != 0 {
             sleep(&self.word, 2, None);
@@ -165,23 +161,10 @@ impl Bell {
             if self.now() != seen {
                 return;
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
         self.wait(seen, patience);
     }
-}
-
-/// Sleeps while the word holds this; anything else that ends it is for the caller to find out by looking.
-fn sleep(word: &AtomicU32, expected: u32, patience: Option<Duration>) {
-    let patience = patience.map(|patience| Timespec {
-        tv_sec: i64::try_from(patience.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: patience.subsec_nanos().into(),
-    });
-    let _ = futex::wait(word, Flags::PRIVATE, expected, patience.as_ref());
-}
-
-fn rouse(word: &AtomicU32, threads: u32) {
-    let _ = futex::wake(word, Flags::PRIVATE, threads);
 }
 
 #[cfg(test)]

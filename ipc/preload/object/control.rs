@@ -8,8 +8,9 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use crate::moving::Moving;
 use crate::sys::{self, Errno, PAGE};
-use crate::threads::{Moving, Threads};
+use crate::threads::Threads;
 use crate::wire::{MAX_MESSAGE, MAX_SENT, Region};
 
 const STACK: usize = 16 * PAGE;

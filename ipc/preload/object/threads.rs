@@ -10,7 +10,7 @@
 
 use core::arch::{asm, naked_asm};
 use core::ffi::c_int;
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::control::{self, Control};
 use crate::state::STATE;
@@ -148,7 +148,7 @@ impl Threads {
         unsafe { &*at }
     }
 
-    /// The first page of a range that is to stay, for a thread may end there. While a move is announced by [`Moving`].
+    /// The first page of a range that is to stay, for a thread may end there. While a move is announced by [`Moving`](crate::moving::Moving).
     pub(crate) fn first_kept(&self, range: Region) -> Option<u64> {
         if self.overflowed.load(Ordering::Acquire) != 0 {
             return Some(range.address);
@@ -258,44 +258,4 @@ fn take(place: &Place) -> bool {
         place.block.store(0, Ordering::Release);
     }
     taken
-}
-
-/// Says that pages are being moved. In the control page, for a forked child has its own agent.
-#[repr(C)]
-pub(crate) struct Moving {
-    /// Odd while they are.
-    count: AtomicU32,
-    /// Threads that wait for the end.
-    waiting: AtomicU32,
-}
-
-impl Moving {
-    /// Moves something. Only the agent does, so there is one move at a time.
-    pub(crate) fn during<T>(&self, action: impl FnOnce() -> T) -> T {
-        self.count.fetch_add(1, Ordering::AcqRel);
-        // Before the table is looked at: who isn't seen there sees this.
-        fence(Ordering::SeqCst);
-        let result = action();
-        self.count.fetch_add(1, Ordering::AcqRel);
-        fence(Ordering::SeqCst);
-        if self.waiting.load(Ordering::Relaxed) != 0 {
-            sys::futex_wake(&self.count);
-        }
-        result
-    }
-
-    /// Waits for the end of a move that is under way.
-    fn await_end(&self) {
-        const SECOND: u64 = 1_000_000_000;
-        fence(Ordering::SeqCst);
-        let seen = self.count.load(Ordering::Acquire);
-        if seen.is_multiple_of(2) {
-            return;
-        }
-        self.waiting.fetch_add(1, Ordering::SeqCst);
-        while self.count.load(Ordering::Acquire) == seen {
-            sys::futex_wait(&self.count, seen, SECOND);
-        }
-        self.waiting.fetch_sub(1, Ordering::SeqCst);
-    }
 }

@@ -25,6 +25,11 @@ impl SimMemory {
         Arc::new(Self { machine: Arc::clone(machine), proc })
     }
 
+    /// Whose it is.
+    pub fn proc(&self) -> usize {
+        self.proc
+    }
+
     /// Registers the page that stays registered for life.
     pub fn watch_sentinel(&self) {
         self.machine.lock().entry(self.proc, SENTINEL).registered = true;

@@ -3,9 +3,11 @@
 //! [`machine`] and [`calls`] are the kernel: page tables, faults, events, and system calls that take several steps.
 //! [`program`] is what the simulated programs do with it; they know what every page must read as ([`page`]).
 //! [`memory`] is the engine's seam to it, [`store`] a store with bad manners, [`server`] and [`mover`] walk through the engine's
-//! own steps, and a [`world`] puts them together: whose step is next is all that chance decides, so a seed is a run.
+//! own steps, and a [`world`] puts them together: whose step is next is all that chance decides, so a seed is a run. A [`defect`] can be
+//! put between the engine and all that, to see whether seeds find it.
 
 pub mod calls;
+pub mod defect;
 mod ending;
 pub mod machine;
 pub mod memory;
@@ -19,7 +21,8 @@ pub mod server;
 pub mod store;
 pub mod world;
 
-pub use report::{Report, run_seeds};
+pub use defect::Defect;
+pub use report::{Report, failing_seeds, run_seeds};
 pub use script::Script;
 pub use world::{Options, Outcome, World};
 

@@ -46,8 +46,10 @@ impl Report {
             }
             let gate = if options.gate { "" } else { " --no-gate" };
             let sentinel = if options.sentinel { "" } else { " --no-sentinel" };
+            let defect =
+                options.defect.map_or(String::new(), |defect| format!(" --defect {}", defect.name()));
             text.push_str(&format!(
-                "seed {seed}: {wrong}\nagain: cargo run -p userswap-tests --bin sim -- --seed {seed} --events {}{gate}{sentinel} --trace\n",
+                "seed {seed}: {wrong}\nagain: cargo run -p userswap-tests --bin sim -- --seed {seed} --events {}{gate}{sentinel}{defect} --trace\n",
                 options.events
             ));
         }
@@ -101,4 +103,28 @@ pub fn run_seeds(seeds: Range<u64>, jobs: usize, options: Options) -> Report {
     let mut report = report.into_inner();
     report.wrong.sort_unstable();
     report
+}
+
+/// Runs every seed of a range on `jobs` threads. Those that go wrong, in order.
+pub fn failing_seeds(seeds: Range<u64>, jobs: usize, options: Options) -> Vec<u64> {
+    let next = AtomicU64::new(seeds.start);
+    let found = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs.max(1) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        break;
+                    }
+                    if run_seed(seed, options).wrong.is_some() {
+                        found.lock().push(seed);
+                    }
+                }
+            });
+        }
+    });
+    let mut found = found.into_inner();
+    found.sort_unstable();
+    found
 }

@@ -1,5 +1,6 @@
 //! A run: simulated programs on a simulated machine, the real engine in between, and a seed that says who goes next.
 
+use super::defect::{Defect, FaultyStore, Seam, forget_a_share};
 use super::machine::{Machine, SLOTS, Setup, WINDOW, span_of};
 use super::memory::{Shared, SimMemory};
 use super::mover::Mover;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use userswap_engine::Space;
 use userswap_engine::core::Counts;
 use userswap_engine::directory::Part;
-use userswap_engine::memory::Batch;
+use userswap_engine::memory::{Batch, Memory};
 use userswap_engine::shares::Shares;
 use userswap_store::{OwnerId, Store};
 
@@ -25,13 +26,15 @@ pub struct Options {
     pub gate: bool,
     /// A page stays registered for life. Off only to show what that is for.
     pub sentinel: bool,
+    /// A mistake the engine is to make.
+    pub defect: Option<Defect>,
     /// Steps to remember; 0 for none.
     pub trace: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { events: 500, gate: true, sentinel: true, trace: 0 }
+        Self { events: 500, gate: true, sentinel: true, defect: None, trace: 0 }
     }
 }
 
@@ -57,6 +60,8 @@ pub(super) struct Care {
     pub(super) space: Arc<Space>,
     pub(super) proc: usize,
     pub(super) gate: u32,
+    /// Those of whom the gate ought to know and doesn't.
+    ungated: u32,
     pub(super) mover: Mover,
     pub(super) closed: bool,
     /// Its agent has called: it can be told to move pages out.
@@ -152,7 +157,12 @@ impl World {
         if options.sentinel {
             memory.watch_sentinel();
         }
-        let store: Arc<dyn Store> = Arc::clone(&world.store) as _;
+        let mut memory: Arc<dyn Memory> = memory;
+        let mut store: Arc<dyn Store> = Arc::clone(&world.store) as _;
+        if let Some(defect) = options.defect {
+            memory = Seam::new(memory, &world.machine, defect);
+            store = FaultyStore::new(store, defect);
+        }
         let shares = Arc::clone(&world.shares);
         let space = Space::new(memory, store, shares, OwnerId(1), slot_pages);
         world.take_care(space, 0);
@@ -182,7 +192,7 @@ impl World {
 
     fn take_care(&mut self, space: Arc<Space>, proc: usize) {
         let mover = Mover::new(self.slot_pages, self.around);
-        self.cares.push(Care { space, proc, gate: 0, mover, closed: false, called: proc == 0 });
+        self.cares.push(Care { space, proc, gate: 0, ungated: 0, mover, closed: false, called: proc == 0 });
     }
 
     /// Runs to the end.
@@ -269,7 +279,9 @@ impl World {
         let Handler { server, batch, at } = &mut self.handlers[handler];
         if !server.is_idle() {
             let care = &mut self.cares[*at];
-            server.step(&care.space, &mut care.gate);
+            let Care { space, gate, ungated, .. } = care;
+            let gate = Defect::gate(self.options.defect, Defect::GateNotHeldByHandlers, gate, ungated);
+            server.step(space, gate);
         } else if !batch.faults.is_empty() {
             server.serve(batch.faults.remove(0));
         } else {
@@ -316,6 +328,9 @@ impl World {
         }
         let handed = std::mem::take(&mut self.machine.lock().handed);
         for (child, proc) in children.into_iter().zip(handed) {
+            if self.options.defect == Some(Defect::MissedShare) {
+                forget_a_share(&child, &self.shares);
+            }
             self.take_care(child, proc);
         }
     }
@@ -324,7 +339,9 @@ impl World {
     fn move_on(&mut self, at: usize) {
         let care = &mut self.cares[at];
         if !care.mover.is_idle() {
-            care.mover.step(&care.space, &mut care.gate);
+            let Care { space, mover, gate, ungated, .. } = care;
+            let gate = Defect::gate(self.options.defect, Defect::GateNotHeldByMovers, gate, ungated);
+            mover.step(space, gate);
             return;
         }
         if self.ending || care.closed || !self.rng.chance(1, 2) {

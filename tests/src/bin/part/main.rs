@@ -2,12 +2,14 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
+mod attacker;
 mod client;
 mod daemon;
 mod forks;
 mod inline;
 mod liar;
 mod lost;
+mod outcomes;
 mod path;
 mod sys;
 
@@ -21,10 +23,15 @@ fn main() {
             sys::become_user(65534);
             client::run(path, contract);
         }
+        ["attacker", path, _] => {
+            sys::become_user(65534);
+            attacker::run(path);
+        }
         ["daemon", path] => daemon::run(path),
         ["liar", path, _] => liar::run(path),
         ["forks", scenario] => forks::run(scenario),
         ["lost"] => lost::run(),
+        ["outcomes"] => outcomes::run(),
         ["inline", scenario] => inline::run(scenario),
         ["path"] => path::run(),
         _ => panic!("no such part: {arguments:?}"),

@@ -23,22 +23,27 @@ pub(crate) fn die_with_parent() {
 /// The child has one thread and may hold locks of threads it hasn't: `child` neither allocates nor prints, unless it fails.
 pub(crate) fn fork(child: impl FnOnce() -> bool) -> i32 {
     // SAFETY: needed because fork copies a process in the middle of what its threads do. The child calls nothing that takes locks.
-    forked(unsafe { libc::fork() }, child)
+    forked(unsafe { libc::fork() }, || i32::from(!child()))
 }
 
 /// As [`fork`], past the C library. That holds the allocator's locks over the system call, which ends only when the fork has been
 /// read of: handlers that live in the forking process and wait for the allocator would never get to that.
 pub(crate) fn fork_bare(child: impl FnOnce() -> bool) -> i32 {
+    fork_bare_to_say(|| i32::from(!child()))
+}
+
+/// As [`fork_bare`], for a child that ends with this status.
+pub(crate) fn fork_bare_to_say(child: impl FnOnce() -> i32) -> i32 {
     // SAFETY: as in `fork`. The C library in the child believes itself to be its parent, and nobody asks it for anything.
     let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
     forked(i32::try_from(pid).unwrap_or(-1), child)
 }
 
-fn forked(pid: i32, child: impl FnOnce() -> bool) -> i32 {
+fn forked(pid: i32, child: impl FnOnce() -> i32) -> i32 {
     match pid {
         -1 => panic!("fork: {}", std::io::Error::last_os_error()),
         0 => {
-            let code = i32::from(!child());
+            let code = child();
             // SAFETY: needed to end the child without what the parent has registered for its own end.
             unsafe { libc::_exit(code) }
         }
@@ -48,11 +53,16 @@ fn forked(pid: i32, child: impl FnOnce() -> bool) -> i32 {
 
 /// Waits for a child. Whether it ended well.
 pub(crate) fn reap(pid: i32) -> bool {
+    reap_status(pid) == Some(0)
+}
+
+/// Waits for a child. The status it ended with, if it wasn't ended.
+pub(crate) fn reap_status(pid: i32) -> Option<i32> {
     let mut status = 0;
     // SAFETY: needed because the C library has no safe form; it writes the one integer given.
     let answer = unsafe { libc::waitpid(pid, &raw mut status, 0) };
     assert_eq!(answer, pid, "{}", std::io::Error::last_os_error());
-    libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0
+    libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status))
 }
 
 /// Reads one byte of standard input, past any buffer. Whether there was one.
