@@ -86,12 +86,22 @@ impl Inline {
         }
         let nothing_freed = state.freed.is_empty();
         let mut kit = self.kits[number as usize].lock(blocked);
-        let (mut state, served) = match match means {
+        let mut decision = match means {
             Means::Thread { all: Some(pages) } => {
                 state.shard.decide_all(page, pages.min(self.around), &mut kit.flight)
             }
             _ => state.shard.decide(page, self.around, 1, &mut kit.flight),
-        } {
+        };
+        let mut means = means;
+        if decision == Decision::InFlight
+            && let Some(next) = self.send_ahead(&mut state, &mut kit, means, self.around)
+            && matches!(state.shard.state(next), PageState::Stored(_) | PageState::Standby(_))
+        {
+            // The page is in the helper's hands. Meanwhile there is time for what will be wanted after that.
+            decision = state.shard.decide(next, self.around, 1, &mut kit.flight);
+            means = Means::Ahead;
+        }
+        let (mut state, served) = match decision {
             Decision::Zero => self.zero(state, page, write, blocked),
             Decision::Load => self.load(state, &mut kit, means, blocked),
             Decision::Poison => (state, Served::Lost),
@@ -165,6 +175,15 @@ impl Inline {
         (state, served)
     }
 
+    /// Has the helper bring in what is `pages` behind the flight of a thread that reads in order. Where that is, without them.
+    fn send_ahead(&self, state: &mut State, kit: &mut Kit, means: Means, pages: u32) -> Option<PageIndex> {
+        let room = self.in_handlers && self.limit.is_none_or(|limit| state.resident < soft(limit));
+        let next = kit.flight.take_ahead().filter(|_| room && means == Means::Handler)?;
+        state.ahead = Some(next.plus(pages)).filter(|page| page.0 < state.shard.len());
+        self.errands.ring();
+        Some(next)
+    }
+
     /// Gets the bytes of a flight and puts them in place.
     fn load<'a>(
         &'a self,
@@ -174,11 +193,7 @@ impl Inline {
         blocked: &'a Blocked,
     ) -> (Held<'a, State>, Served) {
         let count = kit.flight.len();
-        let room = self.in_handlers && self.limit.is_none_or(|limit| state.resident < soft(limit));
-        if let (Some(next), Means::Handler, true) = (kit.flight.take_ahead(), means, room) {
-            state.ahead = Some(next);
-            self.errands.ring();
-        }
+        let _ = self.send_ahead(&mut state, kit, means, 0);
         let mut frames = None;
         if count >= MOVE_FROM && kit.flight.slot().is_none() {
             frames = state.take_stock();
