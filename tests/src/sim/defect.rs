@@ -1,8 +1,8 @@
 //! Defects an engine might have, sown between the engine and the simulated machine, so that it can be shown that seeds find them.
 //!
 //! The engine has none of this. What it says to the kernel and the store, and what these answer, goes through a [`Seam`] or a
-//! [`FaultyStore`], which gets one thing wrong, as an engine with that mistake in it would. Two are beside these: [`Defect::gate`] says who
-//! forgets the gate, and [`forget_a_share`] what isn't counted at a fork.
+//! [`FaultyStore`], which gets one thing wrong, as an engine with that mistake in it would. Two are beside these: `Defect::gate` says who
+//! forgets the gate, and `forget_a_share` what isn't counted at a fork.
 
 use super::machine::{Machine, ReadAhead};
 use super::memory::{Shared, SimMemory};
