@@ -216,6 +216,9 @@ pub(crate) struct Run {
     /// How much of the image is used at most [default: 64M, 16M with --quick]
     #[arg(long, value_parser = parse_size)]
     size: Option<u64>,
+    /// In how many regions a client's memory lies.
+    #[arg(long, default_value = "1")]
+    regions: NonZeroUsize,
     /// Random touches a pass [default: half the pages]
     #[arg(long)]
     touches: Option<usize>,
@@ -299,6 +302,8 @@ pub(crate) struct Plan {
     pub(crate) threads: Vec<usize>,
     /// In bytes.
     pub(crate) size: u64,
+    /// A client's.
+    pub(crate) regions: usize,
     /// Random touches a pass; half the pages if `None`.
     pub(crate) touches: Option<usize>,
     /// Shares of touches that write, in hundredths.
@@ -328,6 +333,7 @@ impl Run {
             patterns: distinct(&self.pattern),
             threads: distinct(&self.threads),
             size: self.size.unwrap_or(if self.quick { 16 << 20 } else { 64 << 20 }),
+            regions: self.regions.get(),
             touches: self.touches,
             writes: distinct(&self.writes),
             placements: if self.both_placements { vec![false, true] } else { vec![self.pin] },

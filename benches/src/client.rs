@@ -17,10 +17,10 @@ pub(crate) struct Cooperating {
 }
 
 impl Cooperating {
-    pub(crate) fn new(image: &[u8], socket: &Path) -> Result<Self, Error> {
-        let arena = Arena::in_mapping(image)?;
+    pub(crate) fn new(image: &[u8], socket: &Path, regions: usize) -> Result<Self, Error> {
+        let arena = Arena::in_parts(image, regions)?;
         let client = Client::builder(socket).connect()?;
-        if !client.offer(arena.span()) {
+        if !arena.parts().all(|part| client.offer(part)) {
             return Err(Error::Input("the memory to be moved out is offered already".into()));
         }
         Ok(Self { arena, _client: client })

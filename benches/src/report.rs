@@ -36,6 +36,8 @@ pub(crate) struct ImageFacts {
     pub(crate) pages: usize,
     pub(crate) same_filled_pages_left_out: usize,
     pub(crate) page_bytes: usize,
+    /// How many regions of a client's it lies in.
+    pub(crate) client_regions: usize,
 }
 
 /// One memory and store in one case. Figures are medians over the rounds; `ranges` has the least and the greatest of each.
@@ -104,6 +106,7 @@ impl Report {
                 pages: image.pages(),
                 same_filled_pages_left_out: image.same_filled(),
                 page_bytes: userswap_uffd::page_size(),
+                client_regions: plan.regions,
             },
             rounds: plan.rounds,
             records: records(samples),

@@ -127,7 +127,7 @@ fn enter(plan: &Plan, image: &Image, zram: Option<&Zram>, left_out: &mut Vec<Str
         .into_iter()
         .filter_map(|entrant| {
             let name = name(entrant.as_ref());
-            Entered::start(entrant, &name, image, plan.stages)
+            Entered::start(entrant, &name, image, plan)
                 .inspect_err(|error| left_out.push(format!("{name}: {}", error.chain())))
                 .ok()
         })
@@ -149,7 +149,13 @@ struct Entered {
 }
 
 impl Entered {
-    fn start(entrant: Option<Entrant>, name: &str, image: &Image, stages: bool) -> Result<Self, Error> {
+    fn start(entrant: Option<Entrant>, name: &str, image: &Image, plan: &Plan) -> Result<Self, Error> {
+        let (stages, regions) = (plan.stages, plan.regions);
+        if regions > 1
+            && entrant.as_ref().is_some_and(|it| matches!(it.memory, Memory::Inline | Memory::Local))
+        {
+            return Err(Error::Input("is one region by itself".into()));
+        }
         let image = image.path();
         let mut mover = None;
         let role = match &entrant {
@@ -164,7 +170,7 @@ impl Entered {
                 let socket = std::env::temp_dir().join(file);
                 let role = Role::Daemon { store: store.clone(), socket: socket.clone(), stages };
                 mover = Some(Child::start(&format!("{name}, the daemon"), &role)?.0);
-                Role::Client { image, socket }
+                Role::Client { image, socket, regions }
             }
         };
         let (toucher, _) = Child::start(name, &role)?;

@@ -50,6 +50,8 @@ pub(crate) enum Role {
         image: PathBuf,
         /// Where the daemon listens.
         socket: PathBuf,
+        /// In so many regions.
+        regions: usize,
     },
     /// That daemon.
     Daemon {
@@ -167,7 +169,9 @@ pub(crate) fn make(role: &Role) -> Result<Box<dyn Subject>, Error> {
         Role::Local { image, store, inline, stages } => {
             Ok(Box::new(Local::new(&read_pages(image)?, store, *inline, *stages)?))
         }
-        Role::Client { image, socket } => Ok(Box::new(Cooperating::new(&read_pages(image)?, socket)?)),
+        Role::Client { image, socket, regions } => {
+            Ok(Box::new(Cooperating::new(&read_pages(image)?, socket, *regions)?))
+        }
         Role::Daemon { store, socket, stages } => Ok(Box::new(Daemon::new(store, socket, *stages)?)),
         Role::Zram { .. } => Err(Error::Input("a zram device holds no memory to touch".into())),
     }

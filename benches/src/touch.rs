@@ -19,6 +19,8 @@ use userswap_uffd::{Advice, Mapping, Protection, RegisterMode, Span, Uffd, cpu, 
 pub(crate) struct Arena {
     owner: Owner,
     span: Span,
+    /// After so many pages there is one that isn't part of it.
+    part: usize,
     /// Of each page without its first byte.
     sums: Vec<u64>,
     /// Each page's first byte: its mark.
@@ -51,35 +53,58 @@ enum Owner {
 impl Arena {
     /// The image in an ordinary mapping.
     pub(crate) fn in_mapping(image: &[u8]) -> Result<Self, Error> {
-        let mapping = Mapping::new(image.len() as u64, Protection::READ_WRITE)?;
+        Self::in_parts(image, 1)
+    }
+
+    /// The image in an ordinary mapping, in so many parts (or fewer, if it has too few pages) with a page that nobody uses between them.
+    pub(crate) fn in_parts(image: &[u8], parts: usize) -> Result<Self, Error> {
+        let pages = image.len() / page_size();
+        let part = pages.div_ceil(parts.max(1)).max(1);
+        let holes = pages / part * page_size();
+        let mapping = Mapping::new((image.len() + holes) as u64, Protection::READ_WRITE)?;
         let span = mapping.span();
-        Self::load(Owner::Mapping(mapping), span, image)
+        Self::load(Owner::Mapping(mapping), span, part, image)
     }
 
     /// The image in a region that pages itself, and is as large.
     pub(crate) fn in_region(region: PagedRegion, image: &[u8]) -> Result<Self, Error> {
         let span = Span::new(region.as_ptr().expose_provenance() as u64, region.len() as u64)
             .map_err(|error| Error::Input(error.to_string()))?;
-        Self::load(Owner::Region(region), span, image)
+        Self::load(Owner::Region(region), span, usize::MAX, image)
     }
 
-    fn load(owner: Owner, span: Span, image: &[u8]) -> Result<Self, Error> {
+    fn load(owner: Owner, span: Span, part: usize, image: &[u8]) -> Result<Self, Error> {
         // Huge pages would be split by whoever moves them out first, and measured by nobody.
         // SAFETY: needed because advice can destroy memory; this one doesn't.
         unsafe { madvise(span, Advice::NoHugePage)? };
         let (sums, marks) =
             image.chunks_exact(page_size()).map(|page| marked_sum(&mut page.to_vec())).unzip();
-        let arena = Self { owner, span, sums, marks, mark: 0 };
-        let bytes = image.len().min(span.bytes());
-        // SAFETY: needed because the memory is reached by its address. It is mapped, writable, `span.bytes()` long, no reference
-        // to it exists, and no other thread knows of it yet.
-        unsafe { std::ptr::copy_nonoverlapping(image.as_ptr(), arena.pointer(0), bytes) };
+        let arena = Self { owner, span, part, sums, marks, mark: 0 };
+        for (at, page) in image.chunks_exact(page_size()).enumerate() {
+            // SAFETY: needed because the memory is reached by its address. It is mapped, writable, a page long there, no reference
+            // to it exists, and no other thread knows of it yet.
+            unsafe { std::ptr::copy_nonoverlapping(page.as_ptr(), arena.pointer(at), page.len()) };
+        }
         Ok(arena)
     }
 
     /// Where it is.
     pub(crate) fn span(&self) -> Span {
         self.span
+    }
+
+    /// Where its parts are.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = Span> {
+        let page = page_size() as u64;
+        (0..self.pages()).step_by(self.part).filter_map(move |first| {
+            let start = self.span.start() + self.place(first) as u64 * page;
+            Span::new(start, self.part.min(self.pages() - first) as u64 * page).ok()
+        })
+    }
+
+    /// Where a page is, in pages from the first.
+    fn place(&self, page: usize) -> usize {
+        page + page / self.part
     }
 
     /// How many pages it has.
@@ -155,8 +180,9 @@ impl Arena {
             Owner::Mapping(mapping) => mapping.as_ptr().as_ptr(),
             Owner::Region(region) => region.as_ptr(),
         };
-        // SAFETY: needed to get from the first page to another; in bounds as just checked, there being a sum for each page mapped.
-        unsafe { base.add(page * page_size()) }
+        // SAFETY: needed to get from the first page to another; in bounds as just checked, there being a sum for each page mapped, and room for
+        // what lies between parts.
+        unsafe { base.add(self.place(page) * page_size()) }
     }
 
     /// Writes a page's first byte.
@@ -300,6 +326,19 @@ mod tests {
         let arena = Arena::in_mapping(&image(16)).unwrap();
         assert_eq!((arena.pages(), arena.wrong_pages()), (16, 0));
         assert_eq!(arena.present(&Pagemap::this().unwrap()).unwrap(), 16);
+    }
+
+    #[test]
+    fn parts_have_a_page_between_them_and_every_page_once() {
+        for (pages, parts, expected) in [(16, 4, 4), (17, 4, 4), (5, 100, 5), (7, 1, 1)] {
+            let arena = Arena::in_parts(&image(pages), parts).unwrap();
+            let spans: Vec<Span> = arena.parts().collect();
+            assert_eq!(spans.len(), expected, "{pages} pages in {parts}");
+            assert_eq!(spans.iter().map(|span| span.pages()).sum::<u64>(), pages as u64);
+            assert!(spans.windows(2).all(|two| two[1].start() == two[0].end() + page_size() as u64));
+            assert!(spans.iter().all(|span| span.end() <= arena.span.end()));
+            assert_eq!(arena.wrong_pages(), 0);
+        }
     }
 
     #[test]

@@ -111,6 +111,24 @@ fn a_share_of_touches_writes() {
 }
 
 #[test]
+fn a_clients_memory_may_lie_in_many_regions() {
+    if !userfaultfd("a_clients_memory_may_lie_in_many_regions") {
+        return;
+    }
+    let (image, json) = (image(400), Scratch::new("regions.json"));
+    let more = ["--store", "ram:lz4", "--memory", "client,inline", "--regions", "40", "--no-zram"];
+    let output = measure(&image.0, &json.0, &more);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&std::fs::read(&json.0).unwrap()).unwrap();
+    assert_eq!(report["image"]["client_regions"], 40);
+    let records = report["records"].as_array().unwrap();
+    // Two patterns and numbers of threads; all of it goes out and comes back as it was, or it would be left out.
+    assert_eq!(records.len(), 4, "{}", report["left_out"]);
+    assert!(records.iter().all(|record| record["memory"] == "client"));
+    assert!(report["left_out"].to_string().contains("is one region by itself"), "{}", report["left_out"]);
+}
+
+#[test]
 fn nonsense_is_refused() {
     let json = Scratch::new("nonsense.json");
     let filled = Scratch::new("filled.image");
