@@ -40,6 +40,8 @@ pub struct Directory {
     /// Ranges that were moved away from: registered and nobody's until the kernel says that they are unmapped, which is at
     /// once unless its doer asked for the old mapping to stay.
     left: Vec<Span>,
+    /// What of `left` was unregistered after the move and before it was told: whoever unmaps it won't be told of.
+    unwatched: Vec<Span>,
     /// Ranges of nobody's that were removed, perhaps not all the way yet.
     removed: Vec<Span>,
 }
@@ -155,6 +157,7 @@ impl Directory {
         let mut parts = self.all();
         parts.extend(self.nothing_overdue());
         self.left.clear();
+        self.unwatched.clear();
         self.mapped.clear();
         parts
     }
@@ -236,8 +239,17 @@ impl Directory {
         }
     }
 
-    /// All events there were have been read: what is overdue went without one.
+    /// What is nobody's in `span` was unregistered meanwhile.
+    pub fn leave_unwatched(&mut self, span: Span) {
+        self.unwatched.extend(self.left.iter().filter_map(|left| left.intersection(&span)));
+    }
+
+    /// All events there were have been read: what is overdue went without one. So will what is left and not registered: a move's own
+    /// unmapping would have been told by now, so its old mapping stayed.
     pub fn nothing_overdue(&mut self) -> impl Iterator<Item = Part> + use<> {
+        for span in std::mem::take(&mut self.unwatched) {
+            self.left = without(&self.left, span);
+        }
         std::mem::take(&mut self.overdue).into_iter().filter_map(|overdue| overdue.part)
     }
 
@@ -253,6 +265,7 @@ impl Directory {
         }
         let taken = self.left.iter().filter_map(|left| left.intersection(&span)).collect();
         self.left = without(&self.left, span);
+        self.unwatched = without(&self.unwatched, span);
         taken
     }
 
@@ -280,7 +293,7 @@ impl Directory {
 
     /// The directory of a child: what is nobody's is so there, too.
     pub fn for_child(&self) -> Self {
-        Self { left: self.left.clone(), ..Self::default() }
+        Self { left: self.left.clone(), unwatched: self.unwatched.clone(), ..Self::default() }
     }
 
     /// Enters a part. Its range must be free.
@@ -490,6 +503,32 @@ mod tests {
         let overdue: Vec<Part> = directory.nothing_overdue().collect();
         same(&overdue, &[(&old, 0, 1, 0)]);
         assert!(directory.explain(span(0, 1)).parts.is_empty());
+    }
+
+    /// Seed 307980: what landed there later was kept when it was unmapped, since the event was taken for the old mapping's.
+    #[test]
+    fn what_was_left_and_is_not_watched_is_waited_for_until_nothing_changes() {
+        let mut directory = Directory::default();
+        directory.leave(span(0, 4));
+        directory.leave_unwatched(span(0, 2));
+        let _ = directory.nothing_overdue();
+        assert_eq!(directory.left(), [span(2, 2)]);
+        let new = part_out(0, 4);
+        assert!(directory.land_on(span(0, 4)).is_empty());
+        directory.insert(&new);
+        let about = directory.explain(span(0, 4));
+        assert_eq!(about.left, [span(2, 2)]);
+        same(&about.parts, &[(&new, 0, 2, 0)]);
+    }
+
+    #[test]
+    fn what_is_left_anew_is_watched() {
+        let mut directory = Directory::default();
+        directory.leave(span(0, 2));
+        directory.leave_unwatched(span(0, 2));
+        directory.leave(span(0, 1));
+        let _ = directory.nothing_overdue();
+        assert_eq!(directory.left(), [span(0, 1)]);
     }
 
     #[test]

@@ -134,6 +134,10 @@ impl Space {
             part.region.lock().unmap(part.piece.first, part.piece.pages, lost);
         }
         directory.leave(source);
+        // Registered when it moved, else nobody would have been told; since then all was left to the kernel, what stayed behind too.
+        for part in moved.parts.iter().filter(|part| !part.region.lock().is_registered()) {
+            part.span().into_iter().for_each(|span| directory.leave_unwatched(span));
+        }
         for span in moved.left {
             if let Ok(span) = span.moved_to(to + (span.start() - from)) {
                 directory.leave(span);

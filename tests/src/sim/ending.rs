@@ -6,6 +6,9 @@ use super::world::{PATIENCE, World};
 use userswap_engine::Space;
 use userswap_engine::core::{PageIndex, PageState};
 
+/// How often what is out is asked for at the end.
+const TRIES: u32 = 8;
+
 impl World {
     /// Runs until nobody has anything left to do.
     pub(super) fn settle(&mut self, when: &str) {
@@ -162,9 +165,15 @@ impl World {
             if self.is_wrong() || self.cares[at].closed {
                 continue;
             }
-            for part in self.cares[at].space.parts() {
-                self.cares[at].mover.bring_back(part);
-                self.settle("bringing everything back");
+            // What the kernel refuses for want of memory is asked for again, as the engine does.
+            for _ in 0..TRIES {
+                for part in self.cares[at].space.parts() {
+                    self.cares[at].mover.bring_back(part);
+                    self.settle("bringing everything back");
+                }
+                if self.is_wrong() || still_out(&self.cares[at].space).is_empty() {
+                    break;
+                }
             }
             let care = &self.cares[at];
             let _ = care.space.reclaim_slots();
