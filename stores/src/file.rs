@@ -7,7 +7,7 @@
 //!   come by one read.
 //! * **Free** costs no I/O. A segment without live pages is used again; [`maintain`](Store::maintain), and a `put` that finds no room, clean
 //!   segments with few: their live records are appended anew, still sealed. Free segments are given back to the file system by `maintain`.
-//! * **Unchanged pages.** A page that leaves as it came isn't written again, as long as its record is still there ([`unchanged`]).
+//! * **Unchanged pages.** A page that leaves as it came isn't written again, as long as its record is still there: see `unchanged.rs`.
 //! * **The key** is made for the store, lives in locked memory and is never written: what is left in a file after its program was killed
 //!   is noise.
 //!
@@ -19,6 +19,7 @@ mod delivery;
 mod fetch;
 mod kept;
 mod log;
+mod place;
 mod record;
 mod ring;
 mod target;

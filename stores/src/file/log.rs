@@ -4,13 +4,13 @@
 //! live records is free again, one with few is [cleaned](Log::victim): its live records are appended anew. Records are found by their place,
 //! and the place is in a table by handle, so that records can move.
 
-use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use userswap_store::Handle;
 
 use super::buffer::{Buffer, Full, blocks};
-use super::record::{Kind, UNIT};
+use super::place::Place;
+use super::record::Kind;
 use crate::slab::{Name, Slab};
 
 /// So many segments puts leave free, for cleaning to move records into.
@@ -74,10 +74,6 @@ enum State {
     /// Out of use for a moment, while its room is given back, or for good, since it can't be written.
     Set,
 }
-
-/// Where a record is: its segment (24 bits), where in it (16) and how long it is (13), both in [`UNIT`]s, and its kind (2).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Place(NonZeroU64);
 
 /// A found record.
 pub(super) enum Found<'a> {
@@ -549,45 +545,6 @@ impl Segment {
             readers: 0,
             allocated: false,
             unreadable: false,
-        }
-    }
-}
-
-impl Place {
-    fn new(segment: u32, offset: usize, len: usize, kind: Kind) -> Self {
-        let kind = match kind {
-            Kind::Raw => 0,
-            Kind::Filled => 1,
-            Kind::Compressed => 2,
-        };
-        let (offset, len) = ((offset / UNIT) as u64, (len / UNIT) as u64);
-        let packed = u64::from(segment) << 31 | offset << 15 | len << 2 | kind;
-        Self(NonZeroU64::MIN.saturating_add(packed))
-    }
-
-    fn packed(self) -> u64 {
-        self.0.get() - 1
-    }
-
-    fn segment(self) -> u32 {
-        u32::try_from(self.packed() >> 31).unwrap_or(u32::MAX)
-    }
-
-    #[allow(clippy::cast_possible_truncation, reason = "sixteen bits")]
-    fn offset(self) -> usize {
-        (self.packed() >> 15 & 0xffff) as usize * UNIT
-    }
-
-    #[allow(clippy::cast_possible_truncation, reason = "thirteen bits")]
-    fn len(self) -> usize {
-        (self.packed() >> 2 & 0x1fff) as usize * UNIT
-    }
-
-    fn kind(self) -> Kind {
-        match self.packed() & 3 {
-            0 => Kind::Raw,
-            1 => Kind::Filled,
-            _ => Kind::Compressed,
         }
     }
 }
