@@ -260,27 +260,30 @@ pub(crate) struct Follower {
     /// The thread served last.
     thread: Option<u32>,
     alternations: u32,
-    /// Who faulted last, and how often in a row.
-    row: (Option<u32>, u32),
+    /// Who faulted last, and since when nobody else did.
+    row: Option<(Option<u32>, Instant)>,
+    alone: bool,
 }
 
-/// A thread that faulted so often in a row is taken to be the only one.
-const ALONE: u32 = 4;
+/// A thread is taken to be the only one after so long.
+const ALONE: Duration = Duration::from_millis(4);
 
 impl Follower {
     pub(crate) fn new(number: usize) -> Self {
-        Self { number, last: None, burst: 0, thread: None, alternations: 0, row: (None, 0) }
+        Self { number, last: None, burst: 0, thread: None, alternations: 0, row: None, alone: false }
     }
 
     /// Faults are about to be served. Decides whether to move nearer to who raised them.
     pub(crate) fn note(&mut self, placement: &Placement, faults: &[Fault]) {
         let Some(fault) = faults.last() else { return };
-        let again = faults.iter().all(|fault| fault.thread == self.row.0);
-        self.row = (fault.thread, if again { self.row.1 + 1 } else { 0 });
+        let now = Instant::now();
+        let (thread, since) = self.row.unwrap_or((fault.thread, now));
+        let again = faults.iter().all(|fault| fault.thread == thread);
+        self.row = Some((fault.thread, if again { since } else { now }));
+        self.alone = again && now - since >= ALONE;
         if !placement.may_idle || self.number > 0 {
             return;
         }
-        let now = Instant::now();
         let close = self.last.is_some_and(|last| now - last < CLOSE);
         self.last = Some(now);
         self.burst = if close { self.burst.saturating_add(1) } else { 0 };
@@ -310,7 +313,7 @@ impl Follower {
 
     /// Whether one thread faults, and the other CPUs need no handlers.
     pub(crate) fn is_alone(&self, placement: &Placement) -> bool {
-        self.row.1 >= ALONE && !placement.is_shared()
+        self.alone && !placement.is_shared()
     }
 
     /// It was woken, or has woken a thread, and there is nothing to read. Had the thread stayed on this CPU, it would be running now: it may
