@@ -57,6 +57,11 @@ impl Brake {
         self.holds.store(true, Ordering::Release);
     }
 
+    /// Whether it is on.
+    pub(crate) fn is_on(&self) -> bool {
+        self.delay_us.load(Ordering::Relaxed) > 0
+    }
+
     /// Whether faults are being kept.
     pub(crate) fn holds(&self) -> bool {
         self.holds.load(Ordering::Acquire)

@@ -155,7 +155,7 @@ impl FaultWork {
 
     /// Has a worker bring in what is `pages` behind the flight of a thread that reads in order. Where that is, without them.
     fn send_ahead(&mut self, space: &Space, pages: u32) -> Option<u64> {
-        let page = self.flight.take_ahead().filter(|_| self.goes_ahead)?;
+        let page = self.flight.take_ahead().filter(|_| self.goes_ahead && !space.is_slowed())?;
         let addr = (self.fault.addr & !(page_size() as u64 - 1)) + bytes_of(page.since(self.page));
         space.call_worker(Errand::Ahead(addr + bytes_of(pages)));
         Some(addr)

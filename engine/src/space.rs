@@ -449,6 +449,11 @@ impl Space {
         self.brake.set(delay);
     }
 
+    /// Whether memory comes faster than it goes: then nothing is brought in that nobody waits for.
+    pub(crate) fn is_slowed(&self) -> bool {
+        self.brake.is_on()
+    }
+
     pub(crate) fn is_braking(&self) -> bool {
         self.brake.holds()
     }
