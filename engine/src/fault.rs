@@ -12,7 +12,7 @@
 //! record of its outcome; [`FaultWork::run`] goes through them on a thread, the simulator goes through those of many
 //! threads in any order it likes. All buffers are made once: serving a fault from a store in memory allocates nothing.
 
-use crate::core::{Decision, Flight, Install, Lost, PageIndex, PageState, Segment, Transition, Zeroed};
+use crate::core::{Decision, Flight, Install, Lost, PageIndex, Segment, Transition, Zeroed};
 use crate::directory::{Directory, Region, bytes_of};
 use crate::memory::Fault;
 use crate::record::Change;
@@ -265,10 +265,7 @@ impl FaultWork {
         let most = u32::try_from(self.wanted.len()).unwrap_or(u32::MAX);
         let decision = {
             let mut shard = region.lock();
-            let lot = match shard.state(page) {
-                PageState::Stored(_) | PageState::Standby(_) => space.worth(shard.id(), page, most),
-                _ => 1,
-            };
+            let lot = if shard.state(page).is_away() { space.worth(shard.id(), page, most) } else { 1 };
             shard.decide(page, most, lot, &mut self.flight)
         };
         self.page = page;

@@ -128,7 +128,7 @@ fn who_reads_in_order_is_gone_ahead_of_as_far_as_pages_are_out() {
     rig.stored(0, 160);
     let mut touch = |index: u32| {
         let decision = rig.shard.decide(page(index), 32, 1, &mut rig.flight);
-        (decision, rig.flight.len(), rig.flight.ahead().map(|page| page.0))
+        (decision, rig.flight.len(), rig.flight.take_ahead().map(|page| page.0))
     };
     for (at, pages, ahead) in [(0, 1, None), (1, 2, None), (3, 4, None), (7, 8, None), (15, 16, None)] {
         assert_eq!(touch(at), (Decision::Load, pages, ahead), "the window grows at first");

@@ -43,15 +43,7 @@ impl Seal {
         ] {
             key.advise(advice).map_err(failed(doing))?;
         }
-        let mut filled = 0;
-        while filled < KEY {
-            let flags = rustix::rand::GetRandomFlags::empty();
-            filled += match rustix::rand::getrandom(&mut key[filled..], flags) {
-                Ok(more) => more,
-                Err(rustix::io::Errno::INTR) => 0,
-                Err(error) => return Err(failed("making a key")(error.into())),
-            };
-        }
+        make_key(&mut key[..KEY])?;
         Ok(Self { key: RwLock::new(Some(key)), next: AtomicU64::new(0), encrypts })
     }
 
@@ -114,6 +106,20 @@ impl Drop for Seal {
     fn drop(&mut self) {
         self.forget_key();
     }
+}
+
+/// Fills a key with what nobody can guess.
+pub(crate) fn make_key(key: &mut [u8]) -> Result<(), StoreError> {
+    let mut filled = 0;
+    while filled < key.len() {
+        let flags = rustix::rand::GetRandomFlags::empty();
+        filled += match rustix::rand::getrandom(&mut key[filled..], flags) {
+            Ok(more) => more,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(error) => return Err(StoreError::Io { doing: "making a key", source: error.into() }),
+        };
+    }
+    Ok(())
 }
 
 fn nonce(number: Number, kind: u32) -> Nonce {

@@ -64,11 +64,7 @@ impl Flight {
     }
 
     /// Where the stream goes on that the page asked for is in, if it is followed with a whole window and what is there is out.
-    pub fn ahead(&self) -> Option<PageIndex> {
-        self.ahead
-    }
-
-    /// The same, once.
+    /// Told once.
     pub fn take_ahead(&mut self) -> Option<PageIndex> {
         self.ahead.take()
     }

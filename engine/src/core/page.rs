@@ -47,6 +47,11 @@ impl PageState {
     pub fn is_out(self) -> bool {
         !matches!(self, Self::Absent | Self::Resident | Self::Zero)
     }
+
+    /// Whether the page is out and on no way: whoever asks for it brings it back.
+    pub fn is_away(self) -> bool {
+        matches!(self, Self::Stored(_) | Self::Standby(_))
+    }
 }
 
 /// What else is noted of a page.

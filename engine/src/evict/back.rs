@@ -2,7 +2,6 @@
 
 use super::{AROUND, piece_span};
 use crate::core::{PageIndex, PageState};
-use crate::directory::Directory;
 use crate::fault::FaultWork;
 use crate::memory::{Fault, MemoryError};
 use crate::space::Space;
@@ -39,13 +38,11 @@ impl Space {
 
     /// Brings in what is at an address, and as much behind it as goes with it, before anybody asks for it.
     pub(crate) fn bring_ahead(self: &Arc<Self>, work: &mut FaultWork, addr: u64) {
-        let is_out = |directory: &Directory| {
-            directory.find(addr).is_some_and(|(region, page)| {
-                matches!(region.lock().state(page), PageState::Stored(_) | PageState::Standby(_))
-            })
+        let is_away = {
+            let directory = self.shared();
+            directory.find(addr).is_some_and(|(region, page)| region.lock().state(page).is_away())
         };
-        let wanted = is_out(&self.shared());
-        if wanted {
+        if is_away {
             work.run(self, Fault { addr, write: false, thread: None });
         }
     }
@@ -58,10 +55,7 @@ impl Space {
                 // The lock is let go before the work, which takes it.
                 let wanted = {
                     let shard = part.region.lock();
-                    match shard.state(page) {
-                        PageState::Stored(_) | PageState::Standby(_) => shard.address(page),
-                        _ => None,
-                    }
+                    if shard.state(page).is_away() { shard.address(page) } else { None }
                 };
                 if let Some((addr, _)) = wanted {
                     work.run(self, Fault { addr, write: false, thread: None });
@@ -70,13 +64,9 @@ impl Space {
             let shard = part.region.lock();
             on_the_way |= (0..part.piece.pages).map(|n| part.piece.first.plus(n)).any(|page| {
                 // A page that isn't mapped any more is nobody's to wait for.
-                matches!(
-                    shard.state(page),
-                    PageState::Fetching(_)
-                        | PageState::Recalling(_)
-                        | PageState::Stored(_)
-                        | PageState::Standby(_)
-                ) && shard.address(page).is_some()
+                let state = shard.state(page);
+                (state.is_away() || matches!(state, PageState::Fetching(_) | PageState::Recalling(_)))
+                    && shard.address(page).is_some()
             });
         }
         on_the_way

@@ -3,7 +3,6 @@
 use super::Inline;
 use super::serve::Means;
 use super::state::{FREED, WANTED};
-use crate::core::{PageIndex, PageState};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -46,10 +45,7 @@ fn help(region: &Inline) {
             wanted.extend_from_slice(&state.wanted);
             state.wanted.clear();
             let ahead = state.ahead.take();
-            let out = |page: &PageIndex| {
-                matches!(state.shard.state(*page), PageState::Stored(_) | PageState::Standby(_))
-            };
-            (state.freed.len(), ahead.filter(out))
+            (state.freed.len(), ahead.filter(|page| state.shard.state(*page).is_away()))
         };
         // First: without room for what becomes free nothing can be served.
         let due = since.is_some_and(|since: Instant| since.elapsed() >= LINGER);

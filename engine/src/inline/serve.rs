@@ -95,7 +95,7 @@ impl Inline {
         let mut means = means;
         if decision == Decision::InFlight
             && let Some(next) = self.send_ahead(&mut state, &mut kit, means, self.around)
-            && matches!(state.shard.state(next), PageState::Stored(_) | PageState::Standby(_))
+            && state.shard.state(next).is_away()
         {
             // The page is in the helper's hands. Meanwhile there is time for what will be wanted after that.
             decision = state.shard.decide(next, self.around, 1, &mut kit.flight);

@@ -15,6 +15,7 @@ use polyval::{Key, Polyval};
 use userswap_store::{Handle, OwnerId, PageKey, StoreError};
 
 use super::log::Trace;
+use crate::seal::make_key;
 
 /// What is remembered of pages, and of records that live again.
 pub(super) struct Unchanged {
@@ -49,17 +50,7 @@ const MOST: usize = 1 << 18;
 impl Unchanged {
     pub(super) fn new() -> Result<Self, StoreError> {
         let mut key = Key::default();
-        let mut filled = 0;
-        while filled < key.len() {
-            let flags = rustix::rand::GetRandomFlags::empty();
-            filled += match rustix::rand::getrandom(&mut key[filled..], flags) {
-                Ok(more) => more,
-                Err(rustix::io::Errno::INTR) => 0,
-                Err(error) => {
-                    return Err(StoreError::Io { doing: "making a key", source: error.into() });
-                }
-            };
-        }
+        make_key(&mut key)?;
         Ok(Self { key, known: Mutex::default() })
     }
 
