@@ -204,8 +204,10 @@ impl Pacer {
         // Each has its turn once: what can't move joins again.
         let mut turns = self.victims.len();
         while turns > 0 && total.moved < pages {
-            // As much together as a slot holds: each order costs the client as much as moving dozens of pages.
-            let most = (pages - total.moved).min(u64::from(space.slots().slot_pages()));
+            // As much together as a slot holds, for each order costs the client as much as moving dozens of pages; but no more, whatever block comes last: the
+            // rest would take another.
+            let fits = u64::from(space.slots().slot_pages()).saturating_sub(BLOCK - 1).max(1);
+            let most = (pages - total.moved).min(fits);
             let mut chosen = 0;
             self.together.clear();
             while turns > 0 && chosen < most {

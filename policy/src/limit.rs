@@ -44,13 +44,20 @@ struct Last {
 }
 
 /// Looked at no oftener.
-const SOONEST: Duration = Duration::from_millis(5);
+const SOONEST: Duration = Duration::from_millis(2);
 
 /// Looked at no more rarely.
 const LATEST: Duration = Duration::from_millis(100);
 
 /// How far ahead the inflow is met: the time between two looks and that of moving out.
-const AHEAD: Duration = Duration::from_millis(40);
+const AHEAD: Duration = Duration::from_millis(12);
+
+/// Of the margin, the part that may fill again before more is ordered: so little that whoever moves out has work all the time while pages come in. Were it
+/// a half, he would rest until it is filled, and pages be held back meanwhile that he could have made room for.
+const SLACK: u64 = 8;
+
+/// Of the margin, the part next to the limit in which pages are held back.
+const BRAKED: u64 = 4;
 
 /// What came in once is half forgotten in so long. While pages are held back less comes in than soon may again.
 const HALVED: Duration = Duration::from_millis(200);
@@ -127,8 +134,8 @@ impl Limiter {
         };
         let margin = self.margin(shared);
         let mut orders = self.own_limits(sample);
-        // Half the margin is slack: what is over its middle is taken down to its end, in one order worth the trip.
-        if resident > shared.saturating_sub(margin / 2) {
+        // What is over the slack is taken down to the margin's end, in one order worth the trip.
+        if resident > shared.saturating_sub(margin - margin / SLACK) {
             let excess = resident - shared.saturating_sub(margin).min(resident);
             order(sample.clients, &parts(sample.clients, excess, self.fair), excess, &mut orders);
         }
@@ -138,7 +145,7 @@ impl Limiter {
         }
         let brake = match stuck {
             Some(_) => Duration::ZERO,
-            None => brake(shared - margin / 2, shared, resident),
+            None => brake(shared - margin / BRAKED, shared, resident),
         };
         let next = self.pause(Some(shared.saturating_sub(resident)));
         Verdict {
@@ -184,7 +191,7 @@ impl Limiter {
         sample
             .clients
             .iter()
-            .filter(|client| !client.busy && client.resident > most - margin / 2)
+            .filter(|client| !client.busy && client.resident > most - margin + margin / SLACK)
             .map(|client| Order::out(client.pid, client.resident - (most - margin)))
             .filter(|order| order.bytes() >= LEAST_ORDER)
             .collect()
@@ -306,13 +313,15 @@ mod tests {
     fn growth_is_met_before_the_limit() {
         let mut limiter = Limiter::new(resident(64 * MIB));
         assert_eq!(limiter.judge(&sample(0, &[client(1, 20 * MIB)], 0)).orders, []);
-        // 20 MiB in 50 ms: 16 MiB more within 40 ms.
+        // 20 MiB in 50 ms: nearly 5 MiB more within 12 ms.
         let verdict = limiter.judge(&sample(50, &[client(1, 40 * MIB)], 0));
         assert_eq!((verdict.orders, verdict.over), (vec![], 0));
-        assert!(verdict.next <= Duration::from_millis(40), "{:?}", verdict.next);
-        let verdict = limiter.judge(&sample(90, &[client(1, 58 * MIB)], 0));
-        assert_eq!(verdict.over, 0);
-        assert!(verdict.orders[0].bytes() > 10 * MIB, "{verdict:?}");
+        assert!(verdict.next <= Duration::from_millis(30), "{:?}", verdict.next);
+        let verdict = limiter.judge(&sample(80, &[client(1, 52 * MIB)], 0));
+        assert!(verdict.next <= Duration::from_millis(15), "{:?}", verdict.next);
+        let verdict = limiter.judge(&sample(95, &[client(1, 60 * MIB)], 0));
+        assert_eq!((verdict.over, verdict.brake), (0, Duration::ZERO));
+        assert!(verdict.orders[0].bytes() > MIB, "{verdict:?}");
     }
 
     #[test]
