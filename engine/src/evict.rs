@@ -132,6 +132,7 @@ impl Space {
     ) -> Result<MovedOut, EvictError> {
         let then = if keep == Keep::Stored { Then::Call } else { Then::Leave };
         let _mover = self.mover.lock();
+        self.call_off_ahead();
         let mut moved = MovedOut::default();
         work.begin();
         work.begin_lot();

@@ -17,7 +17,7 @@ use crate::directory::{Directory, Region, bytes_of};
 use crate::memory::Fault;
 use crate::record::Change;
 use crate::slots::{Phase, Slot};
-use crate::space::{Errand, Space};
+use crate::space::{CalledOff, Errand, Space};
 use crate::stages::{Stage, Stopwatch};
 use std::sync::Arc;
 use std::time::Instant;
@@ -119,9 +119,9 @@ impl FaultWork {
     pub fn run(&mut self, space: &Arc<Space>, fault: Fault) {
         self.serve(space, fault);
         // The page is in a worker's hands. Meanwhile there is time for what its thread will want after that.
-        if let Some(next) = self.send_ahead(space, self.around()) {
+        if let Some((next, called_off)) = self.send_ahead(space, self.around()) {
             self.goes_ahead = false;
-            space.bring_ahead(self, next);
+            space.bring_ahead(self, next, called_off);
         }
     }
 
@@ -154,11 +154,12 @@ impl FaultWork {
     }
 
     /// Has a worker bring in what is `pages` behind the flight of a thread that reads in order. Where that is, without them.
-    fn send_ahead(&mut self, space: &Space, pages: u32) -> Option<u64> {
+    fn send_ahead(&mut self, space: &Space, pages: u32) -> Option<(u64, CalledOff)> {
         let page = self.flight.take_ahead().filter(|_| self.goes_ahead && !space.is_slowed())?;
         let addr = (self.fault.addr & !(page_size() as u64 - 1)) + bytes_of(page.since(self.page));
-        space.call_worker(Errand::Ahead(addr + bytes_of(pages)));
-        Some(addr)
+        let called_off = *space.called_off.try_read()?;
+        space.call_worker(Errand::Ahead(addr + bytes_of(pages), called_off));
+        Some((addr, called_off))
     }
 
     /// From loaded bytes to the end.

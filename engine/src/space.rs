@@ -74,6 +74,8 @@ pub struct Space {
     kick: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Gets a worker to do something here.
     workers: OnceLock<Box<dyn Fn(Errand) + Send + Sync>>,
+    /// Held shared by who goes ahead, from the look at it on.
+    pub(crate) called_off: RwLock<CalledOff>,
 }
 
 /// What an address space's own threads can go on without.
@@ -81,9 +83,12 @@ pub struct Space {
 pub(crate) enum Errand {
     /// Slots wait to be written out.
     Write,
-    /// What is at an address, and behind it, will be wanted soon.
-    Ahead(u64),
+    /// What is at an address, and behind it, will be wanted soon: unless it is [called off](Space::call_off_ahead).
+    Ahead(u64, CalledOff),
 }
+
+/// How often going ahead had been called off.
+pub(crate) type CalledOff = u32;
 
 /// What a process and its forked descendants have in common: their pages can share objects.
 struct Lineage {
@@ -177,6 +182,7 @@ impl Space {
             arriving: Mutex::default(),
             kick: OnceLock::new(),
             workers: OnceLock::new(),
+            called_off: RwLock::new(0),
         })
     }
 
@@ -493,6 +499,12 @@ impl Space {
         if let Some(call) = self.workers.get() {
             call(errand);
         }
+    }
+
+    /// What was to be brought in ahead isn't any more, and nothing of that is under way: all of a range is to go out, and what somebody read before is no sign
+    /// that it is wanted still.
+    pub(crate) fn call_off_ahead(&self) {
+        *self.called_off.write() += 1;
     }
 
     // ---- troubles ----

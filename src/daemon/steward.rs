@@ -18,6 +18,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use userswap_engine::{EvictError, Keep, MovedOut, Pacer, Watched};
 use userswap_ipc::extension::{self, HintKind, MAX_DROPS};
+use userswap_ipc::wire::MAX_REGIONS;
 use userswap_ipc::{Abilities, LinkError, Peer, Wanted, Wish};
 use userswap_policy::chromium::{Area, Hint};
 use userswap_policy::{Demand, What};
@@ -319,27 +320,37 @@ impl Work {
 
     // ---- moving ----
 
-    /// Finds out what may be moved and takes what is new into care.
-    fn take_offers(&mut self) -> Result<(), ServerError> {
+    /// Finds out what may be moved and takes what is new into care. `false` if there may be more: an answer names what is in memory, and only so much has
+    /// room in it.
+    fn take_offers(&mut self) -> Result<bool, ServerError> {
         if let Some(survey) = &mut self.survey {
             let memory = self.client.space.memory().as_any().downcast_ref::<Watched<ClientReach>>();
             return match memory.and_then(|memory| memory.reach().process()) {
-                Some(process) => survey.look(process, &self.client.space),
-                None => Ok(()),
+                Some(process) => survey.look(process, &self.client.space).map(|()| true),
+                None => Ok(true),
             };
         }
-        for span in self.client.link.superpages(None)? {
+        let spans = self.client.link.superpages(None)?;
+        let all = spans.len() < MAX_REGIONS;
+        for span in spans {
             self.client.space.manage_new(span)?;
         }
-        Ok(())
+        Ok(all)
     }
 
     fn evict(&mut self, pages: u64) -> Result<MovedOut, ServerError> {
         if self.retired || !self.linked {
             return Ok(MovedOut::default());
         }
-        self.take_offers()?;
-        self.move_out(pages)
+        let mut moved = MovedOut::default();
+        loop {
+            let all = self.take_offers()?;
+            let more = self.move_out(pages.saturating_sub(moved.moved))?;
+            moved += more;
+            if all || more.moved == 0 || moved.moved >= pages {
+                return Ok(moved);
+            }
+        }
     }
 
     fn move_out(&mut self, pages: u64) -> Result<MovedOut, ServerError> {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use userswap::{Contract, Server, ServerBuilder};
 use userswap_engine::core::Transition;
+use userswap_ipc::wire::MAX_REGIONS;
 use userswap_tests::plain::PlainStore;
 use userswap_tests::watch::{Watchdog, rounds, until};
 
@@ -92,6 +93,21 @@ fn an_extended_client_moves_out_and_back() {
 fn a_strict_client_moves_out_and_back() {
     let _watch = Watchdog::new("a_strict_client_moves_out_and_back");
     moves_out_and_back(Contract::Strict);
+}
+
+/// More ranges than an answer has room for: what is behind those is asked for when they are out.
+#[test]
+fn a_client_of_many_ranges_moves_out_whole() {
+    let _watch = Watchdog::new("a_client_of_many_ranges_moves_out_whole");
+    let daemon = Daemon::start(Contract::Extended, |builder| builder);
+    let mut client = daemon.client();
+    assert!(PAGES > u64::try_from(MAX_REGIONS).unwrap());
+    client.ask("offer page by page", "offered");
+    daemon.evict_all(&client);
+    client.ask("check", "checked");
+    client.say("end");
+    client.wait();
+    daemon.nothing_left();
 }
 
 /// Two threads read and write all over while everything is moved out again and again.

@@ -70,7 +70,7 @@ impl Shared {
             let Some(space) = self.spaces.read().get(&id).cloned() else { continue };
             match errand {
                 Errand::Write => space.write_for_others(&mut writing),
-                Errand::Ahead(addr) => space.bring_ahead(&mut bringing, addr),
+                Errand::Ahead(addr, called_off) => space.bring_ahead(&mut bringing, addr, called_off),
             }
         }
     }

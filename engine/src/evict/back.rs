@@ -4,7 +4,7 @@ use super::{AROUND, piece_span};
 use crate::core::{PageIndex, PageState};
 use crate::fault::FaultWork;
 use crate::memory::{Fault, MemoryError};
-use crate::space::Space;
+use crate::space::{CalledOff, Space};
 use std::sync::Arc;
 use std::time::Duration;
 use userswap_uffd::Span;
@@ -36,8 +36,9 @@ impl Space {
         Ok(brought)
     }
 
-    /// Brings in what is at an address, and as much behind it as goes with it, before anybody asks for it.
-    pub(crate) fn bring_ahead(self: &Arc<Self>, work: &mut FaultWork, addr: u64) {
+    /// Brings in what is at an address, and as much behind it as goes with it, before anybody asks for it; unless that was called off since.
+    pub(crate) fn bring_ahead(self: &Arc<Self>, work: &mut FaultWork, addr: u64, called_off: CalledOff) {
+        let Some(_on) = self.called_off.try_read().filter(|now| **now == called_off) else { return };
         let is_away = {
             let directory = self.shared();
             directory.find(addr).is_some_and(|(region, page)| region.lock().state(page).is_away())

@@ -36,6 +36,8 @@ impl Inline {
     /// When it had to stop early; nothing is lost.
     pub(crate) fn evict(&self, span: Span) -> Result<MovedOut, EvictError> {
         let (first, end) = self.pages(span);
+        // What somebody read before is no sign that it is wanted still.
+        self.state.lock(&Blocked::now()).ahead = None;
         let slots = self.memory.slots().min((end - first) / self.memory.slot_pages());
         if slots < MANY {
             return self.evict_pages(&mut Work::default(), first, end, u64::MAX);

@@ -56,6 +56,11 @@ fn play(builder: Builder) {
                 pages.assert_all(value);
                 println!("checked");
             }
+            "offer page by page" => {
+                assert!(client.withdraw(span));
+                assert!(span.pieces(4096).all(|page| client.offer(page)));
+                println!("offered");
+            }
             "churn" => {
                 churning = Some(Churn::start(pages));
                 println!("churning");
