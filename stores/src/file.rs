@@ -13,9 +13,9 @@
 //!
 //! A record costs 24 bytes beside the page's compressed bytes on the device, and a page 14 bytes of memory. See [`spec`](crate::spec) for what can be set.
 
+mod arrivals;
 mod buffer;
 mod clean;
-mod delivery;
 mod fetch;
 mod kept;
 mod log;
