@@ -1,6 +1,6 @@
-//! Random reads from a file store, beside a bare io_uring reader of the same file: `file-reads DIRECTORY [MIB [SECONDS]]`.
+//! Random reads from a file store, beside a bare io_uring reader of the same file: `file-reads DIRECTORY [MIB [SECONDS [IMAGE]]]`.
 //!
-//! Pages don't compress, so that a record is a page and 24 bytes and mostly lies in two blocks: the bare reader reads two blocks at once, and one, for
+//! With an image, its pages are stored, compressed, again and again. Without, pages don't compress, so that a record is a page and 24 bytes and mostly lies in two blocks: the bare reader reads two blocks at once, and one, for
 //! comparison. Runs of sixteen neighbours are compared with reads of as many bytes. Rounds of all are interleaved.
 #![allow(clippy::unwrap_used, clippy::cast_precision_loss, reason = "an example that stops on errors")]
 
@@ -25,17 +25,19 @@ const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let Some(directory) = arguments.next() else {
-        eprintln!("usage: file-reads DIRECTORY [MIB [SECONDS]]");
+        eprintln!("usage: file-reads DIRECTORY [MIB [SECONDS [IMAGE]]]");
         std::process::exit(2);
     };
     let number = |text: Option<String>, usual: u64| text.map_or(usual, |text| text.parse().unwrap());
     let (mib, seconds) = (number(arguments.next(), 512), number(arguments.next(), 2));
     let path = format!("{directory}/userswap-file-reads");
-    let spec = format!("file:{path}?compress=off&size={}M", mib * 5 / 4);
+    let image = arguments.next().map(|path| std::fs::read(path).unwrap());
+    let compress = if image.is_some() { "lz4" } else { "off" };
+    let spec = format!("file:{path}?compress={compress}&size={}M", mib * 5 / 4);
     let store = userswap_stores::open(&spec, PAGE).unwrap();
-    let handles: Arc<[Handle]> = fill(&*store, mib * 256).into();
+    let handles: Arc<[Handle]> = fill(&*store, mib * 256, image.as_deref()).into();
     let time = Duration::from_secs(seconds);
-    let bytes = mib << 20;
+    let bytes = store.stats().device_bytes;
     println!("{:<34} {:>10} {:>10} {:>12}", "reads a second", "median", "MiB/s", "CPU µs each");
     let mut rounds: [Vec<(f64, f64)>; 5] = Default::default();
     for _ in 0..5 {
@@ -88,11 +90,17 @@ fn key(page: u64) -> PageKey {
     PageKey { owner: OwnerId(1), page, generation: 1 }
 }
 
-fn fill(store: &dyn Store, count: u64) -> Vec<Handle> {
+fn fill(store: &dyn Store, count: u64, image: Option<&[u8]>) -> Vec<Handle> {
     let mut state = 1;
+    let filled = |page: &&[u8]| page.chunks(8).all(|word| word == &page[..8]);
+    let image = image.map(|image| image.chunks_exact(PAGE).filter(|page| !filled(page)));
+    let mut image = image.map(Iterator::cycle);
     let mut handles = Vec::new();
     for first in (0..count).step_by(64) {
-        let bytes: Vec<u8> = (0..64 * PAGE / 8).flat_map(|_| next(&mut state).to_le_bytes()).collect();
+        let bytes: Vec<u8> = match &mut image {
+            Some(pages) => pages.take(64).flatten().copied().collect(),
+            None => (0..64 * PAGE / 8).flat_map(|_| next(&mut state).to_le_bytes()).collect(),
+        };
         let pages: Vec<_> =
             (first..).zip(bytes.chunks(PAGE)).map(|(at, bytes)| Page { key: key(at), bytes }).collect();
         let mut put = vec![None; pages.len()];
@@ -149,8 +157,9 @@ impl Asker {
         while Instant::now() < self.until {
             let mut state = self.random.fetch_add(GOLDEN, Ordering::Relaxed);
             let first = usize::try_from(next(&mut state)).unwrap() % (self.handles.len() / run) * run;
-            let wanted: Vec<_> =
-                (first..first + run).map(|at| Wanted { handle: self.handles[at], key: key(at as u64) }).collect();
+            let wanted: Vec<_> = (first..first + run)
+                .map(|at| Wanted { handle: self.handles[at], key: key(at as u64) })
+                .collect();
             let mut results: Vec<_> = (0..run).map(|_| Ok(Fetch::Ready)).collect();
             // One more than there are, so that the run isn't over before all of it was asked for.
             self.missing[slot].store(run + 1, Ordering::Relaxed);
