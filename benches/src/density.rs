@@ -82,7 +82,7 @@ fn enter(pages: &[&[u8]], stores: &[String]) -> Result<Vec<Entrant>, Error> {
     for codec in Codec::ALL {
         for block in [1, 2, 4, 8] {
             if let Some((objects, bytes)) = Objects::new(codec, block, pages)? {
-                let name = format!("{}, {} KiB", codec.name(), block * PAGE >> 10);
+                let name = format!("{}, {} KiB", codec.name(), block * PAGE / 1024);
                 entrants.push(Entrant::new(codec.name(), name, bytes, pages.len(), Box::new(objects)));
             }
         }
