@@ -45,6 +45,8 @@ pub(crate) enum Command {
     Embed(EmbedRun),
     /// Measure what `userswap run` costs a command that nothing is moved of: by itself and under it, in turn.
     Cost(CostRun),
+    /// Measure what a page takes in stores, in objects of several pages and on zram, and what it costs to have one back, on memory images.
+    Density(DensityRun),
     /// Write the private anonymous memory of a living process to a file, its largest mappings first.
     Capture {
         /// Its number.
@@ -155,6 +157,30 @@ pub(crate) struct CostRun {
     /// The command, one that may be run again and again.
     #[arg(last = true, required = true)]
     pub(crate) command: Vec<String>,
+}
+
+/// Which stores on which images.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DensityRun {
+    /// Images, as `image` and `capture` write them.
+    #[arg(required = true)]
+    pub(crate) images: Vec<PathBuf>,
+    /// Stores that answer at once; times are compared with those of ram:lz4.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "ram:lz4,ram:zstd?dict=off&dense=off,ram:zstd?dense=off,ram:zstd"
+    )]
+    pub(crate) stores: Vec<String>,
+    /// At most so much of each image.
+    #[arg(long, default_value = "1G", value_parser = parse_size)]
+    pub(crate) size: u64,
+    /// How often pages are had back.
+    #[arg(long, default_value = "8")]
+    pub(crate) rounds: NonZeroUsize,
+    /// Where to write the curves.
+    #[arg(long)]
+    pub(crate) html: Option<PathBuf>,
 }
 
 impl LimitRun {

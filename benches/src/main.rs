@@ -10,6 +10,7 @@ mod capture;
 mod child;
 mod client;
 mod cost;
+mod density;
 mod embed;
 mod error;
 mod html;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Some(Command::Image { kind, output, size, seed }) => image_source::make(kind, size, seed, &output),
         Some(Command::Limit(args)) => limit::run(&args),
         Some(Command::Cost(args)) => cost::run(&args),
+        Some(Command::Density(args)) => density::run(&args),
         Some(Command::Embed(args)) => embed::run(&args),
         Some(Command::Capture { pid, output, max }) => capture::capture_to(pid, &output, max).map(|_| ()),
         Some(Command::Child { role }) => child::serve(&role),

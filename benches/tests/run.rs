@@ -244,3 +244,17 @@ fn a_page_with_charts_and_an_earlier_report() {
     assert!(String::from_utf8_lossy(&nowhere.stderr).contains("reading /nowhere/report.json"));
     assert_eq!(nowhere.status.code(), Some(1));
 }
+
+#[test]
+fn bytes_against_time_are_a_curve_for_each_image() {
+    let (image, html) = (image(200), Scratch::new("curves.html"));
+    let mut bench = bench();
+    bench.arg("density").arg(&image.0).args(["--rounds", "1", "--stores", "ram:lz4,ram:zstd", "--html"]);
+    let output = bench.arg(&html.0).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    for name in ["ram:lz4 ", "ram:zstd ", "lz4 objects, 16 KiB ", "zstd −1 objects, 32 KiB "] {
+        assert!(said.contains(name), "{name}: {said}");
+    }
+    assert_eq!(std::fs::read_to_string(&html.0).unwrap().matches("<svg").count(), 1);
+}

@@ -518,7 +518,13 @@ impl FaultWork {
     /// Makes touching the page, mapped at `addr` now, a SIGBUS.
     fn poison(&self, space: &Space, region: &Region, addr: u64) {
         let Some(span) = page_span(addr) else { return };
-        match space.memory().poison(span).stop {
+        // Counted first: whoever dies of it may be gone, with all that was counted of it, before the call returns.
+        space.count_poison();
+        let stop = space.memory().poison(span).stop;
+        if stop.is_some() {
+            space.uncount_poison();
+        }
+        match stop {
             None => space.note_poison(Fault { addr, ..self.fault }),
             // Nobody is left who could miss it.
             Some(Stop::Gone) => {}

@@ -515,9 +515,18 @@ impl Space {
         tracing::warn!(%key, %error, "a page could not be fetched");
     }
 
+    /// A page is about to be lost.
+    pub(crate) fn count_poison(&self) {
+        self.troubles.poisoned.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It wasn't.
+    pub(crate) fn uncount_poison(&self) {
+        self.troubles.poisoned.fetch_sub(1, Ordering::Relaxed);
+    }
+
     /// A page is lost.
     pub(crate) fn note_poison(&self, fault: Fault) {
-        self.troubles.poisoned.fetch_add(1, Ordering::Relaxed);
         tracing::error!(
             addr = format_args!("{:#x}", fault.addr),
             thread = fault.thread,

@@ -3,8 +3,8 @@
 //! * **Put**: pages are compressed and sealed on the calling thread and appended to a segment in memory. A full segment is written in one
 //!   piece by the ring's thread; its memory is kept until the device has confirmed it, and its pages are read from there as long as that lasts, and
 //!   for good if the device refuses. At most four segments wait; then `put` does.
-//! * **Fetch**: what is in memory is there at once. Anything else is read by the ring and comes later; pages of a run that lie beside each other
-//!   come by one read.
+//! * **Fetch**: what is in memory is there at once. Anything else is read by the ring and comes later, on the ring's thread; pages of a run that lie beside
+//!   each other come by one read.
 //! * **Free** costs no I/O. A segment without live pages is used again; [`maintain`](Store::maintain), and a `put` that finds no room, clean
 //!   segments with few: their live records are appended anew, still sealed. Free segments are given back to the file system by `maintain`.
 //! * **Unchanged pages.** A page that leaves as it came isn't written again, as long as its record is still there: see `unchanged.rs`.
@@ -13,15 +13,16 @@
 //!
 //! A record costs 24 bytes beside the page's compressed bytes on the device, and a page 14 bytes of memory. See [`spec`](crate::spec) for what can be set.
 
+mod arrivals;
 mod buffer;
 mod clean;
-mod delivery;
 mod fetch;
 mod kept;
 mod log;
 mod place;
 mod record;
 mod ring;
+mod segment;
 mod target;
 mod unchanged;
 

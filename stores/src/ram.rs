@@ -34,16 +34,17 @@ mod dictionaries;
     )
 )]
 mod dictionary;
+mod fetching;
 pub(crate) mod filled;
 pub(crate) mod index;
 mod kinds;
 pub(crate) mod object;
 mod pool;
+mod putting;
 mod same;
 mod writeback;
 
 use std::fs::File;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
@@ -54,18 +55,17 @@ use userswap_store::{
 
 use crate::calls::Count;
 use crate::clock::{self, Clock};
-use arena::Slot;
 pub use builder::Builder;
 pub use codec::Codec;
-use codec::{Scratch, decode_plainly, with_scratch};
+use codec::with_scratch;
 pub use densify::Recompress;
 use densify::Sweep;
 use dictionaries::Dictionaries;
-use dictionary::Dictionary;
-use index::{Cursor, EntryId, Index, Named, filled_handle, filled_is_of, named};
+use fetching::Got;
+use index::{Cursor, EntryId, Index, Named, filled_is_of, named};
 pub use kinds::Kinds;
 use object::Form;
-use pool::{Held, NoRoom, Pool, Purpose};
+use pool::{Held, Pool};
 use same::Same;
 use writeback::Back;
 pub use writeback::Writeback;
@@ -121,19 +121,6 @@ pub struct Ram {
     compacted_bytes: Count,
 }
 
-/// How a page was found.
-enum Got {
-    /// It is in the buffer.
-    Ready,
-    /// The other store has it under this name and key.
-    Elsewhere(Wanted),
-}
-
-/// A put that finds no room has pages written back so many times at most.
-const WRITE_BACKS: usize = 4;
-/// And each time so many bytes of objects moved together.
-const COMPACT_AT_ONCE: u64 = 1 << 20;
-
 /// So many pages an owner has before it may get a dictionary, if it isn't said.
 const DICTIONARY_FROM: u64 = 4096;
 
@@ -154,187 +141,6 @@ impl Ram {
     /// Nobody may write to it while this store lives.
     pub fn arena_file(&self) -> &File {
         self.pool.arena().file()
-    }
-
-    fn put_one(&self, scratch: &mut Scratch, page: &Page<'_>) -> Result<Handle, NoRoom> {
-        let word = filled::repeated_word(page.bytes);
-        let sum = self.same.as_ref().filter(|_| word.is_none());
-        let sum = sum.map(|_| same::sum(page.key.owner, page.bytes));
-        if let Some(sum) = sum
-            && let Some(handle) = self.put_same(scratch, page, sum)?
-        {
-            return Ok(handle);
-        }
-        let owner = match word {
-            Some(_) => None,
-            None => self.dictionaries.owner(page.key.owner, &self.held),
-        };
-        let dictionary = owner.as_ref().filter(|_| !self.is_plain()).and_then(|owner| owner.current());
-        let result = self.put_with(scratch, page, word, dictionary.as_ref());
-        if let Some(dictionary) = &dictionary {
-            self.dictionaries.release(dictionary, &self.pool, &self.held);
-        }
-        let (handle, form, len) = result?;
-        if let Some(owner) = owner.filter(|_| !form.is_raw()) {
-            owner.note(handle, page.key, len, &self.held);
-        }
-        if let Some(sum) = sum {
-            self.remember(sum, handle, len);
-        }
-        Ok(handle)
-    }
-
-    /// Dictionaries are for what is compressed again alone.
-    fn is_plain(&self) -> bool {
-        match self.codec {
-            #[cfg(feature = "ram-lz4")]
-            Codec::Lz4 => true,
-            #[cfg(feature = "ram-zstd")]
-            Codec::Zstd { .. } => false,
-        }
-    }
-
-    /// Puts a page that repeats `word`, or is compressed with this dictionary, of which the caller is a user. The form, and
-    /// the object's bytes.
-    fn put_with(
-        &self,
-        scratch: &mut Scratch,
-        page: &Page<'_>,
-        word: Option<u64>,
-        dictionary: Option<&Arc<Dictionary>>,
-    ) -> Result<(Handle, Form, usize), NoRoom> {
-        let (form, object) = match word {
-            Some(word) => match filled::repeated_half(word) {
-                Some(half) if !self.recoverable => {
-                    self.in_handles.fetch_add(1, Ordering::Relaxed);
-                    self.filled_puts.fetch_add(1, Ordering::Relaxed);
-                    return Ok((filled_handle(page.key, half), Form::Filled, 0));
-                }
-                _ => (Form::Filled, scratch.plain(&word.to_le_bytes())),
-            },
-            None => match dictionary {
-                Some(dictionary) => {
-                    scratch.encode_with(dictionary.prepared().coder(), dictionary.id(), page.bytes)
-                }
-                None => scratch.encode(self.codec, page.bytes),
-            },
-        };
-        let dictionary = dictionary.filter(|_| form.with_dictionary());
-        let mark = object::write_header(page.key, form, object);
-        let mut slot = self.pool.take(object.len(), &self.held, Purpose::Put)?;
-        object::commit(self.pool.bytes_mut(&mut slot), object, mark);
-        match self.index.insert(page.key, slot, form, object.len(), dictionary, &self.held) {
-            Ok(handle) => Ok((handle, form, object.len())),
-            Err((slot, error)) => {
-                self.drop_object(slot);
-                Err(error)
-            }
-        }
-    }
-
-    /// Ends an object that has no entry.
-    fn drop_object(&self, mut slot: Slot) {
-        object::retire(self.pool.bytes_mut(&mut slot));
-        self.pool.give(slot, &self.held);
-    }
-
-    /// Puts one page, making room from what lies idle if need be.
-    fn put_with_room(&self, scratch: &mut Scratch, page: &Page<'_>) -> Result<Handle, StoreError> {
-        let first = self.put_one(scratch, page);
-        let mut result = match first {
-            Err(NoRoom::Capacity { .. }) if self.give_back() > 0 => self.put_one(scratch, page),
-            other => other,
-        };
-        for _ in 0..WRITE_BACKS {
-            if !matches!(result, Err(NoRoom::Capacity { .. })) || self.write_back_oldest() == 0 {
-                break;
-            }
-            // What went left gaps of all lengths.
-            self.compact(Budget::bytes(COMPACT_AT_ONCE));
-            result = self.put_one(scratch, page);
-        }
-        result.map_err(|error| match error {
-            NoRoom::Capacity { needed, available, capacity } => {
-                self.full.fetch_add(1, Ordering::Relaxed);
-                StoreError::Full { needed, available, capacity }
-            }
-            NoRoom::Arena(source) => StoreError::Io { doing: "making room in the arena", source },
-        })
-    }
-
-    fn fetch_one(
-        &self,
-        scratch: &mut Scratch,
-        handle: Handle,
-        key: PageKey,
-        out: &mut [u8],
-    ) -> Result<Got, StoreError> {
-        let result = match named(handle) {
-            Some(Named::Entry(id)) => self.fetch_object(scratch, id, key, out),
-            Some(Named::Filled { word, hash }) if filled_is_of(key, hash) => {
-                filled::fill(out, u64::from(word) << 32 | u64::from(word));
-                self.filled_fetches.fetch_add(1, Ordering::Relaxed);
-                Ok(Got::Ready)
-            }
-            Some(Named::Filled { .. }) | None => Err(StoreError::NotFound { key }),
-        };
-        if result.is_err() {
-            self.fetch_errors.fetch_add(1, Ordering::Relaxed);
-        }
-        result
-    }
-
-    fn fetch_object(
-        &self,
-        scratch: &mut Scratch,
-        id: EntryId,
-        key: PageKey,
-        out: &mut [u8],
-    ) -> Result<Got, StoreError> {
-        let not_found = StoreError::NotFound { key };
-        let Some(shard) = self.index.read(id) else { return Err(not_found) };
-        let Some(slot) = shard.slot(id) else { return Err(not_found) };
-        let bytes = self.pool.bytes(slot);
-        let Some(object) = object::verified(bytes) else {
-            return Err(StoreError::Corrupt { key, what: "checksum" });
-        };
-        if object.key != key {
-            return Err(not_found);
-        }
-        self.index.touch(&shard, id);
-        let Some(same) = object.same_as() else { return got(scratch, &shard, &object, out) };
-        drop(shard);
-        // Which are there as long as a page is the same as they.
-        let corrupt = StoreError::Corrupt { key, what: "bytes it has in common with others" };
-        let Some(id) = same::entry(same) else { return Err(corrupt) };
-        let Some(shard) = self.index.look(id) else { return Err(corrupt) };
-        match shard.slot(id).and_then(|slot| object::verified(self.pool.bytes(slot))) {
-            Some(object) if object.key.owner == key.owner => {
-                self.index.touch(&shard, id);
-                got(scratch, &shard, &object, out)
-            }
-            _ => Err(corrupt),
-        }
-    }
-
-    /// As [`fetch_object`](Self::fetch_object), where it takes no scratch and the lock is to be had at once.
-    fn decode_object(&self, id: EntryId, key: PageKey, out: &mut [u8]) -> Option<Result<(), StoreError>> {
-        let not_found = StoreError::NotFound { key };
-        let shard = match self.index.try_read(id) {
-            Ok(shard) => shard?,
-            Err(_) => return Some(Err(not_found)),
-        };
-        let Some(slot) = shard.slot(id) else { return Some(Err(not_found)) };
-        let Some(object) = object::verified(self.pool.bytes(slot)) else {
-            return Some(Err(StoreError::Corrupt { key, what: "checksum" }));
-        };
-        if object.key != key {
-            return Some(Err(not_found));
-        }
-        let decoded = decode_plainly(object.form, object.payload, out)?;
-        self.index.count_fetch(id);
-        self.index.touch(&shard, id);
-        Some(decoded.map_err(|what| StoreError::Corrupt { key, what }))
     }
 
     fn free_one(&self, handle: Handle, undo: bool) {
@@ -556,26 +362,4 @@ impl Store for Ram {
         }
         done
     }
-}
-
-/// The page of an object that isn't the same as others, or where it is.
-fn got(
-    scratch: &mut Scratch,
-    shard: &index::Shard,
-    object: &object::Object<'_>,
-    out: &mut [u8],
-) -> Result<Got, StoreError> {
-    let key = object.key;
-    if let Some(handle) = object.elsewhere() {
-        return Ok(Got::Elsewhere(Wanted { handle, key }));
-    }
-    let decoded = match object.dictionary() {
-        Some(id) => match shard.dictionary(id) {
-            Some(dictionary) => scratch.decode_with(dictionary.prepared(), object.payload, out),
-            None => Err("dictionary"),
-        },
-        None => scratch.decode(object.form, object.payload, out),
-    };
-    decoded.map_err(|what| StoreError::Corrupt { key, what })?;
-    Ok(Got::Ready)
 }

@@ -22,3 +22,4 @@ mod stores;
 mod support;
 mod traces;
 mod trials;
+mod troubles;

@@ -133,10 +133,18 @@ impl Talk {
 
     /// Says a word, and waits for its answer.
     pub(crate) fn ask(&mut self, word: &str) {
+        assert_eq!(self.says(word), Some(format!("{word}ed")));
+    }
+
+    /// What it says to a word; `None` if it ends instead.
+    pub(crate) fn says(&mut self, word: &str) -> Option<String> {
         let to = self.child.stdin.as_mut().unwrap();
         writeln!(to, "{word}").unwrap();
         to.flush().unwrap();
-        self.expect(&format!("{word}ed"));
+        let mut said = String::new();
+        self.read(&mut said);
+        said.truncate(said.trim_end().len());
+        (!said.is_empty()).then_some(said)
     }
 
     /// Ends its input and waits for its end.

@@ -16,6 +16,8 @@ use std::time::Duration;
 pub(crate) struct Trial {
     pub(crate) place: Place,
     pub(crate) watch: Watchdog,
+    /// What memory goes to and comes from; empty for the usual.
+    store: String,
 }
 
 impl Trial {
@@ -28,7 +30,12 @@ impl Trial {
             println!("SKIPPED {test}: there is no {missing}");
             return None;
         }
-        Some(Self { place: Place::new(), watch: Watchdog::new(test) })
+        Some(Self { place: Place::new(), watch: Watchdog::new(test), store: String::new() })
+    }
+
+    /// The same, from and to this store, `{}` in which is the place's directory.
+    pub(crate) fn from(self, store: &str) -> Self {
+        Self { store: store.replace("{}", &self.place.at("")), ..self }
     }
 
     /// A command in this place's directory.
@@ -46,18 +53,13 @@ impl Trial {
 
     /// `userswap run` with a limit, a control socket, a report, and the command.
     pub(crate) fn managed(&self, limit: &str, words: &[&str]) -> Command {
-        self.managed_from("", limit, words)
-    }
-
-    /// The same, from and to this store.
-    fn managed_from(&self, store: &str, limit: &str, words: &[&str]) -> Command {
         let (control, report) = (self.place.at("control"), self.place.at("report"));
         let mut all = vec![crate::support::USERSWAP, "run", "-q", "--control", &control, "--report", &report];
         if !limit.is_empty() {
             all.extend(["--limit", limit]);
         }
-        if !store.is_empty() {
-            all.extend(["--store", store]);
+        if !self.store.is_empty() {
+            all.extend(["--store", &self.store]);
         }
         all.push("--");
         all.extend(words);
@@ -66,12 +68,7 @@ impl Trial {
 
     /// Runs it under a limit.
     pub(crate) fn limited(&self, limit: &str, words: &[&str]) -> (Output, Report) {
-        self.limited_from("", limit, words)
-    }
-
-    /// The same, from and to this store.
-    pub(crate) fn limited_from(&self, store: &str, limit: &str, words: &[&str]) -> (Output, Report) {
-        let mut command = self.managed_from(store, limit, words);
+        let mut command = self.managed(limit, words);
         let child = self.watch.start(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
         let output = child.wait_with_output().unwrap();
         (output, self.report())

@@ -14,10 +14,15 @@ const LONGEST: u64 = 16_000;
 #[test]
 fn what_is_saved_while_it_changes_reloads_identical() {
     let test = "what_is_saved_while_it_changes_reloads_identical";
-    let Some(trial) = Trial::new(test, &["redis-server"]) else { return };
+    if let Some(trial) = Trial::new(test, &["redis-server"]) {
+        saves_and_reloads(&trial);
+    }
+}
+
+pub(crate) fn saves_and_reloads(trial: &Trial) {
     let (mib, limit): (u64, _) = if is_long() { (300, "100M") } else { (40, "16M") };
     let keys = mib * (1 << 20) / (LONGEST / 2);
-    let words = words(&trial, "first");
+    let words = words(trial, "first");
     let mut run = trial.watch.start(
         trial.managed(limit, &words.iter().map(String::as_str).collect::<Vec<_>>()).stdout(Stdio::null()),
     );
@@ -66,7 +71,7 @@ fn what_is_saved_while_it_changes_reloads_identical() {
 
     // One that runs by itself reads what was saved.
     std::fs::rename(trial.place.path("first.rdb"), trial.place.path("second.rdb")).unwrap();
-    let second = self::words(&trial, "second");
+    let second = self::words(trial, "second");
     let second: Vec<&str> = second.iter().map(String::as_str).collect();
     let mut plain = trial.watch.start(trial.command(&second).stdout(Stdio::null()));
     let mut client = Client::connect(&trial.place.path("second.socket"));

@@ -1,18 +1,66 @@
-//! Where pages go makes no difference to a program: a heap of small objects, from and to each kind of store, and a smaller program for all of them
-//! and what can be around them.
+//! Where pages go makes no difference to a program: a heap of small objects, from and to each kind of store, a smaller program for all of them
+//! and what can be around them, and the other real programs, each from and to two kinds, in the long run from and to all.
 
 use crate::limited::{Report, Trial, assert_same, python, source};
 use crate::watch::{is_long, rounds};
+use crate::{compiler, java, node, redis, sqlite};
+
+/// Of each kind one.
+const KINDS: [&str; 6] = [
+    "ram:lz4",
+    "ram:zstd?dict=off",
+    "ram:zstd?dict=15K",
+    "zram",
+    "file:{}?reserve=0&size=4G",
+    "tier?age=1s:ram:lz4?capacity=2M>ram:zstd?capacity=2M>file:{}?reserve=0&size=4G",
+];
+
+/// Tries a program, one of those here by its number, with the stores that are its turn.
+fn tried(number: usize, test: &'static str, programs: &[&str], program: fn(&Trial)) {
+    for (at, store) in KINDS.iter().enumerate() {
+        if !is_long() && at % 3 != number % 3 {
+            continue;
+        }
+        let Some(trial) = Trial::new(test, programs) else { return };
+        println!("{test}: {store}");
+        program(&trial.from(store));
+    }
+}
+
+#[test]
+fn redis_from_stores() {
+    tried(0, "redis_from_stores", &["redis-server"], redis::saves_and_reloads);
+}
+
+#[test]
+fn java_from_stores() {
+    tried(1, "java_from_stores", &["java", "javac"], java::sums);
+}
+
+#[test]
+fn node_from_stores() {
+    tried(2, "node_from_stores", &["node"], node::sums);
+}
+
+#[test]
+fn sqlite_from_stores() {
+    tried(1, "sqlite_from_stores", &["sqlite3"], sqlite::tables);
+}
+
+#[test]
+fn a_compiler_from_stores() {
+    tried(2, "a_compiler_from_stores", &["rustc"], compiler::library);
+}
 
 /// Walks a Python heap in a fraction of its memory, from and to this store, `{}` in which is a directory.
 fn walked_from(test: &'static str, store: &str) -> Option<Report> {
-    let trial = Trial::new(test, &["python3"])?;
+    let trial = Trial::new(test, &["python3"])?.from(store);
     let (limit, thousands) = if is_long() { ("64M", "300") } else { ("16M", "10") };
     let (walks, program) = (rounds(2, 4).to_string(), source("walk.py"));
     let words = [&*python(&trial), &program, thousands, &walks];
     let alone = trial.alone(&words);
     assert!(alone.status.success(), "by itself: {alone:?}");
-    let (output, report) = trial.limited_from(&store.replace("{}", &trial.place.at("")), limit, &words);
+    let (output, report) = trial.limited(limit, &words);
     assert_same(&alone, &output);
     report.assert_sound();
     trial.place.assert_clean();
@@ -69,7 +117,7 @@ fn a_heap_in_three_tiers() {
 #[test]
 fn an_array_in_every_store() {
     let test = "an_array_in_every_store";
-    let Some(trial) = Trial::new(test, &["awk"]) else { return };
+    let Some(mut trial) = Trial::new(test, &["awk"]) else { return };
     let script = format!(
         r#"BEGIN {{
             for (i = 0; i < {0}; i++) words[i] = sprintf("%d-%x", i * 7919 % 1000003, i * 31)
@@ -97,8 +145,8 @@ fn an_array_in_every_store() {
         "tier?age=1s:ram:lz4?capacity=1M>ram:zstd?capacity=1M>file:{}?reserve=0",
         "tier?age=0s&rate=0&admit=1:ram:lz4>zram:ram:zstd",
     ] {
-        let store = store.replace("{}", &trial.place.at(""));
-        let (output, report) = trial.limited_from(&store, "8M", &words);
+        trial = trial.from(store);
+        let (output, report) = trial.limited("8M", &words);
         assert_same(&alone, &output);
         assert_eq!(report.number("poisoned_pages"), 0, "{store}: {}", report.0);
         assert!(report.number("pages_out") > 0 && report.number("pages_in") > 0, "{store}: {}", report.0);

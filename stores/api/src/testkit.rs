@@ -16,7 +16,9 @@
 
 mod images;
 mod laws;
+mod model;
 mod reference;
+mod steps;
 mod wait;
 
 use std::fmt;

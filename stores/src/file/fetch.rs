@@ -148,12 +148,16 @@ fn with_scratch<R>(use_it: impl FnOnce(&mut Vec<u8>) -> R) -> R {
 
 impl Shared {
     fn fetched(&self, result: Result<(), StoreError>) -> Result<Fetch, StoreError> {
+        self.count(result.is_ok());
+        result.map(|()| Fetch::Ready)
+    }
+
+    fn count(&self, ok: bool) {
         let calls = &self.counters.calls;
         calls.fetches.add(1);
-        if result.is_err() {
+        if !ok {
             calls.fetch_errors.add(1);
         }
-        result.map(|()| Fetch::Ready)
     }
 
     /// Makes a page of its record, and remembers what came of where.
@@ -165,15 +169,33 @@ impl Shared {
         record: &mut [u8],
         page: &mut [u8],
     ) -> Result<(), StoreError> {
-        let sealed = self.unchanged.sealed_under(handle, key).ok_or(StoreError::NotFound { key })?;
-        self.records.read(sealed, record, page).map_err(|error| match error {
-            StoreError::Corrupt { what, .. } => StoreError::Corrupt { key, what },
-            error => error,
-        })?;
+        let sealed = self.sealed_under(handle, key)?;
+        self.records.read(sealed, record, page).map_err(|error| told_of(key, error))?;
+        self.came(sealed, trace, page);
+        Ok(())
+    }
+
+    /// The same, without copying a page that lies in its record as it came.
+    fn view<'a>(
+        &self,
+        page: &LatePage,
+        record: &'a mut [u8],
+        room: &'a mut [u8],
+    ) -> Result<&'a [u8], StoreError> {
+        let sealed = self.sealed_under(page.handle, page.key)?;
+        let bytes = self.records.view(sealed, record, room).map_err(|error| told_of(page.key, error))?;
+        self.came(sealed, page.trace, bytes);
+        Ok(bytes)
+    }
+
+    fn sealed_under(&self, handle: Handle, key: PageKey) -> Result<PageKey, StoreError> {
+        self.unchanged.sealed_under(handle, key).ok_or(StoreError::NotFound { key })
+    }
+
+    fn came(&self, sealed: PageKey, trace: Option<Trace>, page: &[u8]) {
         if let Some(trace) = trace {
             self.unchanged.came(sealed, trace, page);
         }
-        Ok(())
     }
 
     /// A read ended: each of its pages is given to whoever waits for it.
@@ -183,23 +205,29 @@ impl Shared {
             self.counters.reads.add(1);
             self.counters.read_bytes.add(bytes.len() as u64);
         }
-        for page in late.pages {
-            let waiter = late.waiter.for_place(page.place);
-            with_scratch(|out| {
-                out.resize(self.page_size, 0);
+        with_scratch(|room| {
+            room.resize(self.page_size, 0);
+            for page in late.pages {
+                let waiter = late.waiter.for_place(page.place);
                 let read = match &mut result {
                     Ok(bytes) => match bytes.get_mut(page.at - from..page.at - from + page.len) {
-                        Some(record) => self.read(page.handle, page.key, page.trace, record, out),
+                        Some(record) => self.view(&page, record, room),
                         None => Err(StoreError::Corrupt { key: page.key, what: "length" }),
                     },
                     Err(why) => Err(why.error("reading pages from the store's file")),
                 };
-                match self.fetched(read) {
-                    Ok(_) => waiter.complete(Ok(out)),
-                    Err(error) => waiter.complete(Err(error)),
-                }
-            });
-        }
+                self.count(read.is_ok());
+                waiter.complete(read);
+            }
+        });
+    }
+}
+
+/// An error with the key that was asked for in place of the one that the record is sealed under.
+fn told_of(key: PageKey, error: StoreError) -> StoreError {
+    match error {
+        StoreError::Corrupt { what, .. } => StoreError::Corrupt { key, what },
+        error => error,
     }
 }
 

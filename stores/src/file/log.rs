@@ -11,6 +11,7 @@ use userswap_store::Handle;
 use super::buffer::{Buffer, Full, blocks};
 use super::place::Place;
 use super::record::Kind;
+use super::segment::{Segment, State};
 use crate::slab::{Name, Slab};
 
 /// So many segments puts leave free, for cleaning to move records into.
@@ -45,34 +46,6 @@ pub(super) struct Counts {
     pub(super) failed: usize,
     /// Segments that take room on the device.
     pub(super) allocated: usize,
-}
-
-struct Segment {
-    state: State,
-    /// Changes whenever what was in it can be overwritten.
-    era: u32,
-    /// Bytes appended, and of these those of live records.
-    used: usize,
-    live: usize,
-    /// The entries of its records, in order; some have moved or are gone.
-    records: Vec<u32>,
-    /// Reads that are under way.
-    readers: u32,
-    /// It takes room on the device.
-    allocated: bool,
-    /// Not worth trying to clean: it can't be read.
-    unreadable: bool,
-}
-
-enum State {
-    Free,
-    Open(Buffer),
-    Writing(Full),
-    /// It couldn't be written; its records live in memory.
-    Failed(Full),
-    Written,
-    /// Out of use for a moment, while its room is given back, or for good, since it can't be written.
-    Set,
 }
 
 /// A found record.
@@ -531,20 +504,5 @@ impl Log {
 
     fn segment_mut(&mut self, number: u32) -> Option<&mut Segment> {
         self.segments.get_mut(number as usize)
-    }
-}
-
-impl Segment {
-    fn new() -> Self {
-        Self {
-            state: State::Free,
-            era: 0,
-            used: 0,
-            live: 0,
-            records: Vec::new(),
-            readers: 0,
-            allocated: false,
-            unreadable: false,
-        }
     }
 }

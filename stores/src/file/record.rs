@@ -71,6 +71,26 @@ impl Records {
 
     /// Makes the page of its record, which is opened in place.
     pub(super) fn read(&self, key: PageKey, record: &mut [u8], page: &mut [u8]) -> Result<(), StoreError> {
+        let (form, payload) = self.open(key, record)?;
+        decode(key, form, payload, page)
+    }
+
+    /// The page of a record, which is opened in place: where it lies if it is there as it came, or else made in `room`, which is of a page's length.
+    pub(super) fn view<'a>(
+        &self,
+        key: PageKey,
+        record: &'a mut [u8],
+        room: &'a mut [u8],
+    ) -> Result<&'a [u8], StoreError> {
+        let (form, payload) = self.open(key, record)?;
+        if matches!(form, Form::Raw) && payload.len() == room.len() {
+            return Ok(payload);
+        }
+        decode(key, form, payload, room)?;
+        Ok(room)
+    }
+
+    fn open<'a>(&self, key: PageKey, record: &'a mut [u8]) -> Result<(Form, &'a [u8]), StoreError> {
         let corrupt = |what| StoreError::Corrupt { key, what };
         let Some((header, rest)) = record.split_first_chunk_mut::<HEADER>() else {
             return Err(corrupt("length"));
@@ -87,8 +107,13 @@ impl Records {
             2 => Form::Lz4,
             _ => Form::Zstd,
         };
-        with_scratch(|scratch| scratch.decode(form, payload, page)).map_err(corrupt)
+        Ok((form, payload))
     }
+}
+
+fn decode(key: PageKey, form: Form, payload: &[u8], page: &mut [u8]) -> Result<(), StoreError> {
+    let corrupt = |what| StoreError::Corrupt { key, what };
+    with_scratch(|scratch| scratch.decode(form, payload, page)).map_err(corrupt)
 }
 
 /// What is bound beside the number: length and form.

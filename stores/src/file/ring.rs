@@ -18,21 +18,17 @@ use tokio::task::JoinSet;
 use tokio_uring::buf::BoundedBuf;
 use userswap_store::StoreError;
 
+use super::arrivals::{Arrival, Arrivals};
 use super::buffer::{BLOCK, Buffer, Full, blocks};
-use super::delivery::{Delivery, Parcel};
 use super::kept::Kept;
 
 /// Requests that are under way at once without waiting for room in the ring.
 const ENTRIES: u32 = 256;
-/// Reads of more than this are answered by another thread.
-const SHORT: usize = 4 * BLOCK;
 
 pub(super) struct Ring {
     inbox: Option<UnboundedSender<Request>>,
     thread: Option<JoinHandle<()>>,
     shared: Arc<Shared>,
-    /// After the ring's thread, which sends to it.
-    delivery: Delivery,
 }
 
 struct Shared {
@@ -171,17 +167,15 @@ impl Ring {
         let (started, has_started) = mpsc::channel();
         let its = Arc::clone(&shared);
         let weak = inbox.downgrade();
-        let (delivery, outbox) = Delivery::start(Arc::clone(&shared.kept))
-            .map_err(failed("starting a thread for what was read"))?;
         let thread = std::thread::Builder::new()
             .name("userswap-ring".into())
-            .spawn(move || run(&file, disturb, (weak, requests), &outbox, &its, started))
+            .spawn(move || run(&file, disturb, (weak, requests), &its, started))
             .map_err(failed("starting a thread for input and output"))?;
         has_started
             .recv()
             .unwrap_or_else(|_| Err(io::Error::other("its thread died")))
             .map_err(failed("making an io_uring (a sandbox or kernel.io_uring_disabled may forbid it)"))?;
-        Ok(Self { inbox: Some(inbox), thread: Some(thread), shared, delivery })
+        Ok(Self { inbox: Some(inbox), thread: Some(thread), shared })
     }
 
     /// Reads whole blocks. The answer is given on a thread of the ring's. A closed ring gives none, and says so.
@@ -219,9 +213,7 @@ impl Drop for Ring {
         self.inbox = None;
         let Some(thread) = self.thread.take() else { return };
         // Whoever was answered may hold the last of the store.
-        if thread.thread().id() == std::thread::current().id() {
-            self.delivery.detach();
-        } else {
+        if thread.thread().id() != std::thread::current().id() {
             let _ = thread.join();
         }
     }
@@ -231,7 +223,6 @@ fn run(
     file: &File,
     disturb: Option<Arc<dyn Disturb>>,
     (inbox, mut requests): (WeakUnboundedSender<Request>, UnboundedReceiver<Request>),
-    outbox: &mpsc::Sender<Parcel>,
     shared: &Arc<Shared>,
     started: mpsc::Sender<io::Result<()>>,
 ) {
@@ -250,8 +241,8 @@ fn run(
             let device = Rc::new(Device {
                 file: tokio_uring::fs::File::from_std(copy),
                 disturb: disturb.clone(),
-                outbox: outbox.clone(),
                 shared: Arc::clone(shared),
+                arrivals: Arrivals::default(),
             });
             runtime.block_on(serve(&device, &inbox, &mut requests, &done));
             Ok(())
@@ -304,8 +295,8 @@ async fn serve(
 struct Device {
     file: tokio_uring::fs::File,
     disturb: Option<Arc<dyn Disturb>>,
-    outbox: mpsc::Sender<Parcel>,
     shared: Arc<Shared>,
+    arrivals: Arrivals,
 }
 
 impl Device {
@@ -327,14 +318,19 @@ impl Device {
             Ok(buffer) => buffer,
             Err(error) => return held.give(Err(Lost::Io(error))),
         };
-        let (result, mut buffer) = self.read(buffer, offset, len, at_once).await;
-        if result.is_ok() && len > SHORT {
-            let parcel = Parcel { to: held, buffer, len };
-            // Refused, which isn't while this thread lives, it would be asked for again.
-            return drop(self.outbox.send(parcel));
+        self.arrivals.reading();
+        let (result, buffer) = self.read(buffer, offset, len, at_once).await;
+        self.arrivals.read();
+        match result {
+            Ok(()) => {
+                let arrival = Arrival { to: held, buffer, len };
+                self.arrivals.hand_over(arrival, &self.shared.kept).await;
+            }
+            Err(why) => {
+                held.give(Err(why));
+                self.shared.kept.keep(buffer);
+            }
         }
-        held.give(result.map(|()| &mut buffer[..len]));
-        self.shared.kept.keep(buffer);
     }
 
     async fn read(

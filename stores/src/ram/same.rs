@@ -181,7 +181,7 @@ impl Ram {
     fn shared_copy(
         &self,
         object: &[u8],
-        dictionary: Option<&Arc<super::Dictionary>>,
+        dictionary: Option<&Arc<super::dictionary::Dictionary>>,
     ) -> Option<(PageKey, Handle)> {
         let (found, mark) = object::parse(object)?;
         let mut slot = self.pool.take(object.len(), &self.held, Purpose::Put).ok()?;

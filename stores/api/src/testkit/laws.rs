@@ -1,12 +1,10 @@
 //! The laws.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRng, TestRunner};
-
 use super::images::{next, random, varied};
+use super::model::model;
+use super::steps::{Outcome, expect_page, gauges, key, put_all, put_one, settle, verdict};
 use super::wait::Mailbox;
 use super::{Ask, Law, Make, Verdict, fetch_and_wait, images};
 use crate::{Budget, Fetch, Handle, Medium, OwnerId, Page, PageKey, Store, StoreError, Waiter, Wanted};
@@ -25,14 +23,8 @@ pub const LAWS: &[Law] = &[
     law("model", "any sequence of calls gives what a map would", model),
 ];
 
-type Outcome = Result<(), String>;
-
 const fn law(name: &'static str, says: &'static str, check: fn(&dyn Make) -> Verdict) -> Law {
     Law { name, says, check }
-}
-
-fn verdict(outcome: Outcome) -> Verdict {
-    outcome.map_or_else(Verdict::Broken, |()| Verdict::Kept)
 }
 
 fn round_trips(make: &dyn Make) -> Verdict {
@@ -426,129 +418,4 @@ fn threads(make: &dyn Make) -> Verdict {
         [0, 0, 0] => Ok(()),
         left => Err(format!("pages, raw and stored bytes left at the end: {left:?}")),
     }))
-}
-
-/// A step of the model law.
-#[derive(Clone, Debug)]
-enum Step {
-    Put(u8, u64),
-    Fetch(u8),
-    Free(u8),
-    FreeTwice(u8),
-    Maintain(u16),
-}
-
-fn model(make: &dyn Make) -> Verdict {
-    let step = prop_oneof![
-        4 => (any::<u8>(), 0..40_u64).prop_map(|(page, seed)| Step::Put(page, seed)),
-        3 => any::<u8>().prop_map(Step::Fetch),
-        2 => any::<u8>().prop_map(Step::Free),
-        1 => any::<u8>().prop_map(Step::FreeTwice),
-        1 => any::<u16>().prop_map(Step::Maintain),
-    ];
-    let config = Config { cases: 48, failure_persistence: None, ..Config::default() };
-    let rng = TestRng::deterministic_rng(config.rng_algorithm);
-    let mut runner = TestRunner::new_with_rng(config, rng);
-    let outcome = runner.run(&prop::collection::vec(step, 1..300), |steps| {
-        play(&*make.make(&Ask::default()), &steps).map_err(TestCaseError::fail)
-    });
-    verdict(outcome.map_err(|error| error.to_string()))
-}
-
-/// Plays the steps against the store and a map.
-fn play(store: &dyn Store, steps: &[Step]) -> Outcome {
-    let size = store.capabilities().page_size;
-    let mut map: BTreeMap<u8, (PageKey, Handle, u64)> = BTreeMap::new();
-    for (generation, step) in (0..).zip(steps) {
-        match *step {
-            Step::Put(page, seed) => {
-                let key = PageKey { owner: OwnerId(7), page: u64::from(page), generation };
-                let handle = put_one(store, key, &varied(seed, size)).map_err(|e| e.to_string())?;
-                if let Some((_, old, _)) = map.insert(page, (key, handle, seed)) {
-                    store.free(&[old]);
-                }
-            }
-            Step::Fetch(page) => {
-                if let Some((key, handle, seed)) = map.get(&page) {
-                    expect_page(store, *handle, *key, &varied(*seed, size))
-                        .map_err(|how| format!("{key}: {how}"))?;
-                }
-            }
-            Step::Free(page) => {
-                if let Some((_, handle, _)) = map.remove(&page) {
-                    store.free(&[handle]);
-                }
-            }
-            Step::FreeTwice(page) => {
-                // Only of pages with objects of their own: what lives in a handle can't be told from a twin.
-                if map.get(&page).is_some_and(|(_, _, seed)| seed % 5 == 0)
-                    && let Some((_, handle, _)) = map.remove(&page)
-                {
-                    store.free(&[handle]);
-                    store.free(&[handle]);
-                }
-            }
-            Step::Maintain(bytes) => drop(store.maintain(Budget::bytes(u64::from(bytes)))),
-        }
-        let expected = map.len() as u64;
-        if store.stats().pages != expected {
-            return Err(format!("{expected} pages are counted as {}", store.stats().pages));
-        }
-    }
-    for (key, handle, seed) in map.values() {
-        expect_page(store, *handle, *key, &varied(*seed, size))
-            .map_err(|how| format!("at the end, {key}: {how}"))?;
-        store.free(&[*handle]);
-    }
-    match gauges(store) {
-        [0, 0, 0] => Ok(()),
-        left => Err(format!("pages, raw and stored bytes left at the end: {left:?}")),
-    }
-}
-
-fn key(page: u64) -> PageKey {
-    PageKey { owner: OwnerId(1), page, generation: 1 }
-}
-
-fn put_one(store: &dyn Store, key: PageKey, bytes: &[u8]) -> Result<Handle, StoreError> {
-    let mut handle = [None];
-    store.put(&[Page { key, bytes }], &mut handle)?;
-    handle[0].ok_or(StoreError::Unsupported { what: "giving a handle for a page it took" })
-}
-
-fn put_all(store: &dyn Store, pages: &[Page<'_>]) -> Result<Vec<Handle>, StoreError> {
-    let mut handles = vec![None; pages.len()];
-    store.put(pages, &mut handles)?;
-    let all: Option<Vec<_>> = handles.into_iter().collect();
-    all.ok_or(StoreError::Unsupported { what: "giving a handle for each page it took" })
-}
-
-fn expect_page(store: &dyn Store, handle: Handle, key: PageKey, bytes: &[u8]) -> Outcome {
-    let found = fetch_and_wait(store, handle, key).map_err(|error| error.to_string())?;
-    let mut in_handler = vec![0xa5; found.len()];
-    match store.fetch_in_handler(handle, key, &mut in_handler) {
-        Some(Ok(())) if in_handler != found => return Err("in a handler it is another page".into()),
-        Some(Err(error)) => return Err(format!("in a handler: {error}")),
-        Some(Ok(())) | None => {}
-    }
-    match found.iter().zip(bytes).position(|(found, put)| found != put) {
-        Some(at) => Err(format!("byte {at} is {:#x} and was put as {:#x}", found[at], bytes[at])),
-        None => Ok(()),
-    }
-}
-
-/// Pages, raw bytes, stored bytes.
-fn gauges(store: &dyn Store) -> [u64; 3] {
-    let stats = store.stats();
-    [stats.pages, stats.raw_bytes, stats.stored_bytes]
-}
-
-/// Has the store do all its background work.
-fn settle(store: &dyn Store) -> Outcome {
-    for _ in 0..1000 {
-        if !store.maintain(Budget::UNLIMITED).more {
-            return Ok(());
-        }
-    }
-    Err("after a thousand calls there is still work to maintain".into())
 }
