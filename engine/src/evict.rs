@@ -20,7 +20,7 @@ use crate::directory::{Directory, Region, bytes_of};
 use crate::memory::MemoryError;
 use crate::space::Space;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use userswap_store::StoreError;
 use userswap_uffd::{Span, Stop, page_bytes};
 pub use work::{Answer, EvictWork};
@@ -67,8 +67,12 @@ pub enum EvictError {
 /// How long a client may take to carry out a one-way move order.
 const ORDER_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How often a move that an event stands before is tried again before the range is left for another time.
-const BUSY_TRIES: u32 = 200;
+/// How long a move that an event stands before is tried again before the range is left for another time. On a crowded machine the client's agent may be emptying
+/// a slot that is registered again already, and the handler that is to read of it wait for a CPU.
+const BUSY_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The shortest and the longest time between two tries.
+const BUSY_REST: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(1));
 
 /// Whether moved pages go straight into the store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -187,7 +191,7 @@ impl Space {
         then: Then,
         moved: &mut MovedOut,
     ) -> Result<(), EvictError> {
-        let mut busy = 0;
+        let (mut busy, mut rest) = (None, BUSY_REST.0);
         while work.has_wants() && moved.moved < most {
             self.make_room(work, moved)?;
             let directory = self.shared();
@@ -202,14 +206,14 @@ impl Space {
             drop(directory);
             self.after_move();
             match answer? {
-                Answer::Recorded => {}
+                Answer::Recorded => (busy, rest) = (None, BUSY_REST.0),
                 Answer::Busy => {
                     // The event's thread and the handler that reads it need to run.
-                    busy += 1;
-                    if busy > BUSY_TRIES {
+                    if busy.get_or_insert_with(Instant::now).elapsed() > BUSY_PATIENCE {
                         return Ok(());
                     }
-                    std::thread::sleep(Duration::from_micros(50));
+                    std::thread::sleep(rest);
+                    rest = (rest * 2).min(BUSY_REST.1);
                 }
                 Answer::Ordered => work.arrived(moved)?,
             }
