@@ -141,6 +141,12 @@ fn print_status(status: &control::Status) {
         println!("             {name} {figure}");
     }
     println!("moved        {} pages out, {} in", totals.pages_out, totals.pages_in);
+    let judged = totals.along_used + totals.along_unused;
+    println!(
+        "along        {} pages; of {judged} with a verdict {:.0}% were used",
+        totals.pages_along,
+        totals.along_used as f64 * 100.0 / judged.max(1) as f64
+    );
     println!(
         "faults       {}, p50 {} p99 {} max {} µs in the daemon",
         totals.faults,
