@@ -63,8 +63,8 @@ pub(crate) enum Why {
     Fault,
     /// A stream will want it.
     Ahead,
-    /// All is to come back.
-    Back,
+    /// It and those behind it, so many in all, are to come back.
+    All(u32),
 }
 
 /// How often a store that says "try again" is tried again before the page is given up.
@@ -295,7 +295,7 @@ impl FaultWork {
                     decision
                 }
                 Why::Ahead => shard.decide_ahead(page, most, &mut self.flight),
-                Why::Back => shard.decide_all(page, most, &mut self.flight),
+                Why::All(pages) => shard.decide_all(page, pages.min(most), &mut self.flight),
             }
         };
         self.page = page;

@@ -28,6 +28,7 @@ use userswap_ipc::{
     Child, ClientLink, Connection, LinkError, Listener, Peer, Received, TransportError, Wait,
 };
 use userswap_policy::chromium::Hint;
+use userswap_policy::working_set::{Run, WorkingSet};
 use userswap_policy::{Budget, Order};
 use userswap_store::Store;
 use userswap_uffd::{Span, page_bytes};
@@ -256,6 +257,24 @@ impl Server {
     pub fn restore(&self, pid: u32) -> Result<u64, ServerError> {
         let entry = self.inner.client(pid)?;
         entry.ask(|answer| Task::Restore { answer })?
+    }
+
+    /// The pages of a client that are in care and in memory now.
+    ///
+    /// # Errors
+    /// [`ServerError::NoClient`], or that its page table can't be read.
+    pub fn working_set(&self, pid: u32) -> Result<WorkingSet, ServerError> {
+        Ok(WorkingSet::new(page_bytes(), self.inner.client(pid)?.space.in_memory()?))
+    }
+
+    /// Brings in what of these pages of a client is out, and gives way to threads that wait for others; returns when that is done. What the
+    /// policy says of memory holds: with a limit others go for them. Returns the bytes asked for.
+    ///
+    /// # Errors
+    /// [`ServerError::NoClient`].
+    pub fn bring_early(&self, pid: u32, runs: &[Run]) -> Result<u64, ServerError> {
+        let entry = self.inner.client(pid)?;
+        Ok(self.engine().bring_early(&entry.space, runs) * page_bytes())
     }
 
     /// Changes the limits.

@@ -58,7 +58,7 @@ impl Space {
                     if shard.state(page).is_away() { shard.address(page) } else { None }
                 };
                 if let Some((addr, _)) = wanted {
-                    work.bring(self, addr, Why::Back);
+                    work.bring(self, addr, Why::All(u32::MAX));
                 }
             }
             let shard = part.region.lock();

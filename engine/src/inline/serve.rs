@@ -93,7 +93,8 @@ impl Inline {
             Means::Ahead => state.shard.decide_ahead(page, self.around, &mut kit.flight),
             _ => state.shard.decide(page, self.around, 1, &mut kit.flight),
         };
-        if decision == Decision::Load && means == Means::Handler && self.has_room(&state) {
+        let is_waited_for = matches!(means, Means::Handler | Means::Thread { all: None });
+        if decision == Decision::Load && is_waited_for && self.has_room(&state) {
             let State { shard, strides, .. } = &mut *state;
             shard.take_along(strides, self.around, &mut kit.flight);
         }

@@ -5,6 +5,7 @@ use crate::bytes::Bytes;
 use crate::failure::{Failure, Status};
 use crate::policy;
 use crate::run::progress;
+use crate::working_set;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::Path;
@@ -40,6 +41,7 @@ pub(crate) fn ctl(args: &Ctl) -> Result<ExitCode, Failure> {
                 println!("{} brought back", Bytes(restored.restored_bytes));
             })
         }
+        Order::WorkingSet(order) => working_set::order(args, path, order),
         Order::Limit { size } => {
             exchange(args, path, Request::Limit { bytes: size.0 }, |limited: &Limited| {
                 match limited.limit_bytes {
