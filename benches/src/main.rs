@@ -23,6 +23,7 @@ mod pattern;
 mod plain;
 mod plain_handler;
 mod plot;
+mod plot_csv;
 mod report;
 mod rounds;
 mod stats;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         Some(Command::Limit(args)) => limit::run(&args),
         Some(Command::Cost(args)) => cost::run(&args),
         Some(Command::Embed(args)) => embed::run(&args),
+        Some(Command::Plot { csv, output }) => plot_csv::draw(&csv, &output),
         Some(Command::Capture { pid, output, max }) => capture::capture_to(pid, &output, max).map(|_| ()),
         Some(Command::Child { role }) => child::serve(&role),
     };

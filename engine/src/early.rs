@@ -1,7 +1,7 @@
 //! A working set: which pages are in memory, and bringing such pages in before anybody asks for them.
 
 use crate::core::PageIndex;
-use crate::directory::{Part, bytes_of};
+use crate::directory::Part;
 use crate::fault::{FaultWork, Why};
 use crate::memory::MemoryError;
 use crate::space::Space;
@@ -22,7 +22,7 @@ impl Space {
     pub fn in_memory(&self) -> Result<Vec<Run>, MemoryError> {
         let (mut runs, mut present): (Vec<Run>, _) = (Vec::new(), Vec::new());
         let mut spans = self.spans();
-        spans.sort_unstable_by_key(Span::start);
+        spans.sort_unstable_by_key(|span| span.start());
         for span in spans {
             self.memory().resident(span, &mut present)?;
             let first = span.start() / page_bytes();
@@ -73,8 +73,9 @@ impl Space {
 }
 
 fn span_of(first: u64, pages: u64) -> Option<Span> {
-    let (start, bytes) = (first.checked_mul(page_bytes())?, pages.checked_mul(page_bytes())?);
-    Span::new(start, bytes).ok()
+    let last = u64::MAX / page_bytes();
+    let end = first.saturating_add(pages).min(last);
+    Span::between(first.min(last) * page_bytes(), end * page_bytes()).ok()
 }
 
 /// The next pages in a row of a part that are out, from its page `at` on, `most` at most.

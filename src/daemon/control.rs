@@ -183,6 +183,9 @@ pub struct ClientReport {
     pub moved_out_bytes: u64,
     /// Of these, in slots, uncompressed.
     pub standby_bytes: u64,
+    /// How long the one of its threads that waited longest has waited for what was out, since it is served, in microseconds.
+    #[serde(default)]
+    pub stalled_us: u64,
 }
 
 /// What moving out came to.

@@ -22,7 +22,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use userswap_engine::{
-    Engine, EvictError, Memory, MemoryError, MovedOut, Observer, Roster, Space, SpaceId, Watched,
+    Engine, EvictError, Memory, MemoryError, MovedOut, Observer, Roster, Space, SpaceId, Stalled, Watched,
 };
 use userswap_ipc::{
     Child, ClientLink, Connection, LinkError, Listener, Peer, Received, TransportError, Wait,
@@ -103,6 +103,8 @@ pub struct ClientStatus {
     pub out_bytes: u64,
     /// Of these, bytes still standing in slots.
     pub standby_bytes: u64,
+    /// How long the one of its threads that waited longest has waited for pages that were out.
+    pub stalled: Duration,
 }
 
 /// Serves clients until it is dropped.
@@ -576,6 +578,7 @@ impl Inner {
                     managed_bytes: usage.managed * page_bytes(),
                     out_bytes: usage.out * page_bytes(),
                     standby_bytes: usage.standby * page_bytes(),
+                    stalled: space.stalls().now().since(&Stalled::default()).0,
                 }
             })
             .collect();

@@ -154,6 +154,7 @@ impl Desk {
             resident_bytes: proportional_bytes(client.pid).unwrap_or(0),
             moved_out_bytes: client.out_bytes,
             standby_bytes: client.standby_bytes,
+            stalled_us: u64::try_from(client.stalled.as_micros()).unwrap_or(u64::MAX),
         };
         self.server.clients().into_iter().map(report).collect()
     }
