@@ -3,9 +3,9 @@
 
     benches/neighbours.py --userswap target/release/userswap [--mib 96] [--seconds 20] [--rounds 3]
 
-Two programs of the same size under one daemon with a limit of as much as one of them has, and `limit.fair`: equal weights. The first goes round the hot half of its memory in
-no order, as fast as it can, and is measured; the second writes to all of its own, over and over. Beside it, in turn in the same run: the first alone under a limit of half as much. What is
-printed is how often it went round beside the other, by how often alone, each by the second of CPU time that it had too, for two programs share the CPUs.
+Two programs of the same size under one daemon with a limit of as much as one of them has, and `limit.fair`: equal weights. The first touches pages, seven in eight of them in a quarter of its
+memory, and is measured; the second writes to all of its own, over and over. Beside that, in turn in the same run: the first under a limit of half as much without the other; and the same with the other
+beside it that nobody serves, so that it takes its part of the CPUs and nothing else. Prints how often the first went round together by how often it did in either.
 """
 
 import argparse
@@ -45,11 +45,12 @@ while True:
 
 
 class Program:
-    def __init__(self, args, place, kind):
+    def __init__(self, args, place, kind, served):
         script = os.path.join(place, "program.py")
         with open(script, "w") as file:
             file.write(PROGRAM)
-        words = [args.userswap, "run", "-q", "--daemon", f"{place}/s", "--", python(), script, kind, str(args.mib)]
+        words = [args.userswap, "run", "-q", "--daemon", f"{place}/s", "--"] if served else []
+        words += [python(), script, kind, str(args.mib)]
         self.process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout.readline() == "ready\n"
 
@@ -61,26 +62,28 @@ class Program:
         end(self.process)
 
 
-def once(args, together):
+def once(args, how):
     with tempfile.TemporaryDirectory(prefix="neighbours-") as place:
-        limit = args.mib << 20 if together else args.mib << 19
+        limit = args.mib << 20 if how == "together" else args.mib << 19
         with open(f"{place}/policy.toml", "w") as file:
             file.write('preset = "limit"\n\n[limit]\nfair = true\n')
         words = [args.userswap, "daemon", "--listen", f"{place}/s", "--control", f"{place}/c", "--limit", str(limit), "--policy", f"{place}/policy.toml"]
         daemon = subprocess.Popen(words, stderr=subprocess.DEVNULL)
         try:
             until("the daemon listens", lambda: os.path.exists(f"{place}/s"))
-            programs = [Program(args, place, "measured")] + ([Program(args, place, "greedy")] if together else [])
-            # Settled: both have been held to the limit for a while. Nobody reads what the other says.
+            programs = [Program(args, place, "measured", True)]
+            if how != "alone":
+                programs.append(Program(args, place, "greedy", how == "together"))
+            # Both have been held to the limit for a while then. Nobody reads what the other says: a few hundred lines have room in a pipe.
             programs[0].measured(args.settle)
-            rounds, cpu = programs[0].measured(args.seconds)
+            rounds, _ = programs[0].measured(args.seconds)
             clients = Control(args.userswap, f"{place}/c").ask("clients")
             resident = [client["resident_bytes"] >> 20 for client in clients]
             for program in programs:
                 program.end()
         finally:
             end(daemon)
-        return rounds / args.seconds, rounds / cpu, resident
+        return rounds / args.seconds, resident
 
 
 def main():
@@ -92,14 +95,16 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     ratios = []
+    ways = ["alone", "together", "beside one unserved"]
     for number in range(args.rounds):
-        order = [False, True] if number % 2 == 0 else [True, False]
-        done = {together: once(args, together) for together in order}
-        (alone, alone_cpu, had), (beside, beside_cpu, have) = done[False], done[True]
-        ratios.append((beside / alone, beside_cpu / alone_cpu))
-        print(f"alone {alone:.1f} rounds/s with {had} MiB, beside {beside:.1f} with {have} MiB: {beside / alone:.2f}; by CPU time {beside_cpu / alone_cpu:.2f}", flush=True)
-    for what, values in zip(("rounds a second", "rounds a second of its CPU time"), zip(*ratios)):
-        print(f"{what}, beside by alone with half: {sorted(values)[len(values) // 2]:.2f} ({min(values):.2f}-{max(values):.2f})")
+        at = number % len(ways)
+        done = {how: once(args, how) for how in ways[at:] + ways[:at]}
+        together = done["together"][0]
+        ratios.append((together / done["alone"][0], together / done["beside one unserved"][0]))
+        said = [f"{how} {done[how][0]:.1f} a second with {done[how][1]} MiB" for how in ways]
+        print("; ".join(said) + f": {ratios[-1][0]:.2f} and {ratios[-1][1]:.2f}", flush=True)
+    for what, values in zip(("alone", "beside one unserved"), zip(*ratios)):
+        print(f"together by {what}: {sorted(values)[len(values) // 2]:.2f} ({min(values):.2f}-{max(values):.2f})")
 
 
 main()

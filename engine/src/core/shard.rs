@@ -301,7 +301,8 @@ impl Shard {
                     Asked::All => (page, most),
                     Asked::Ahead => (page, self.around.go_on(page, most)),
                     Asked::Fault { lot } => {
-                        let window = self.around.window(page, most);
+                        let pages = &self.pages;
+                        let window = self.around.window(page, most, |page| pages.state(page).is_out());
                         let verdicts = self.around.take_verdicts();
                         self.count_verdicts(verdicts);
                         let around = self.lot_around(page, lot.min(most));
@@ -375,7 +376,9 @@ impl Shard {
     /// After [`Decision::Zero`]: marks the pages after it, too, that were never touched, as many as fault-around says. The number, with it;
     /// each is finished with [`zeroed`](Self::zeroed). For memory of which every touch is told: elsewhere untouched pages may be there.
     pub fn zero_run(&mut self, page: PageIndex, most: u32) -> u32 {
-        let window = self.around.window(page, most).min(self.len() - page.0);
+        let pages = &self.pages;
+        let is_untouched = |page| pages.state(page) == PageState::Absent;
+        let window = self.around.window(page, most, is_untouched).min(self.len() - page.0);
         let untouched = |n: u32| self.pages.state(page.plus(n)) == PageState::Absent;
         let pages = (1..window).find(|n| !untouched(*n)).unwrap_or(window);
         for n in 1..pages {
