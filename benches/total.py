@@ -163,7 +163,7 @@ def main():
                             group = Group(zram, total)
                             try:
                                 got[who] = program(group.words(), args)
-                            except SystemExit as error:
+                            except (SystemExit, OSError) as error:
                                 got[who] = None
                                 print(f"{name} at {share}% in the cgroup: {error}", file=sys.stderr)
                             finally:

@@ -55,7 +55,9 @@ impl Space {
                         std::thread::sleep(YIELD);
                         seen = self.asked_for();
                     }
-                    if let Some((addr, _)) = part.region.lock().address(page) {
+                    // The lock is let go before the work, which takes it.
+                    let mapped = part.region.lock().address(page);
+                    if let Some((addr, _)) = mapped {
                         work.bring(self, addr, Why::All(pages));
                         brought += u64::from(pages);
                     }
