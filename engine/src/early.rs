@@ -75,9 +75,7 @@ impl Space {
 }
 
 fn span_of(first: u64, pages: u64) -> Option<Span> {
-    let last = u64::MAX / page_bytes();
-    let end = first.saturating_add(pages).min(last);
-    Span::between(first.min(last) * page_bytes(), end * page_bytes()).ok()
+    Span::new(first.checked_mul(page_bytes())?, pages.checked_mul(page_bytes())?).ok()
 }
 
 /// The next pages in a row of a part that are out, from its page `at` on, `most` at most.

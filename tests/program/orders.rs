@@ -93,7 +93,7 @@ fn what_was_in_memory_is_kept_in_a_file_and_comes_back_from_it() {
         assert!(text(&output.stderr).contains(said), "{}", text(&output.stderr));
     }
     // Nor does what it names have to be there.
-    std::fs::write(&file, "userswap working set 1\npage-bytes: 4096\n0 4503599627370496\n").unwrap();
+    std::fs::write(&file, "userswap working set 1\npage-bytes: 4096\n1 34359738000\n").unwrap();
     ask(&place, &["evict", &name]);
     let brought = ask(&place, &["working-set", "load", &name, &file])["brought_bytes"].as_u64().unwrap();
     assert!(brought >= 47 << 20, "all there is: {brought}");
