@@ -9,7 +9,8 @@ measured, every ten seconds, in pairs whose order alternates: what is compared i
 time that the program had: beside others it has less than a second. The first
 ten seconds after idling are told apart: all that is touched comes back then.
 
-Prints seconds, memory, and what was out to standard output as CSV, and a summary to standard error.
+Prints seconds, memory, what was out, and the share of the second before that its threads waited for what was out (of the one that waited longest) to
+standard output as CSV, and a summary to standard error. `userswap-bench plot FILE.csv -o FILE.html` draws it.
 """
 
 import argparse
@@ -74,15 +75,19 @@ def measure(args):
     control = Control(args.userswap, socket)
     assert program.stdout.readline() == "ready\n"
     start, rows, in_force, busy_for = time.monotonic(), [], args.policy, 0
-    print("second,phase,policy,rounds,cpu_s,resident_mib,out_mib")
+    print("second,phase,policy,rounds,cpu_s,resident_mib,out_mib,stall_percent,target_percent")
+    waited_before, looked_before = 0, start
     for line in program.stdout:
         phase, rounds, cpu = line.split()
-        clients = control.ask("clients") or [{"resident_bytes": 0, "moved_out_bytes": 0}]
+        clients = control.ask("clients") or [{"resident_bytes": 0, "moved_out_bytes": 0, "stalled_us": waited_before}]
         resident = clients[0]["resident_bytes"] / (1 << 20)
         out = clients[0]["moved_out_bytes"] / (1 << 20)
-        second = round(time.monotonic() - start)
-        rows.append((second, phase, in_force, int(rounds), resident, out, busy_for, float(cpu)))
-        print(f"{second},{phase},{in_force},{rounds},{float(cpu):.3f},{resident:.1f},{out:.1f}", flush=True)
+        looked, waited = time.monotonic(), clients[0]["stalled_us"]
+        stall = (waited - waited_before) / (looked - looked_before) / 1e6 * 100
+        waited_before, looked_before = waited, looked
+        second = round(looked - start)
+        rows.append((second, phase, in_force, int(rounds), resident, out, busy_for, float(cpu), stall))
+        print(f"{second},{phase},{in_force},{rounds},{float(cpu):.3f},{resident:.1f},{out:.1f},{stall:.4f},0.1", flush=True)
         busy_for = busy_for + 1 if phase == "busy" else 0
         # Ten seconds of waking, then pairs of tens: ABBA.
         wanted = args.policy
@@ -117,6 +122,8 @@ def summary(args, rows, report):
     for what, of in (("second", lambda row: row[3]), ("second of its own CPU time", lambda row: row[3] / row[7])):
         one, other = mean([of(row) for row in with_it]), mean([of(row) for row in without])
         say(f"busy: {one:.1f} rounds a {what}, {other:.1f} with it off: {1 - one / other:+.2%} lost")
+    with_stall = [row[8] for row in rows if row[2] != "off" and (row[1] == "idle" or row[6] >= 10)]
+    say(f"stalled, waking aside: {mean(with_stall):.3f}% in the mean, {sum(stall <= 0.1 for stall in with_stall) / max(len(with_stall), 1):.0%} of seconds at most 0.1%")
     say(f"busy: {mean([row[5] for row in steady]) / args.mib:.0%} out in the mean")
     keys = ("pages_out", "pages_in", "faults", "fault_ns")
     say(json.dumps({key: report[key] for key in keys}))

@@ -47,6 +47,14 @@ pub(crate) enum Command {
     Cost(CostRun),
     /// Measure what a page takes in stores, in objects of several pages and on zram, and what it costs to have one back, on memory images.
     Density(DensityRun),
+    /// Draw what a script of `benches/` has measured over time: a chart for each unit, which is what the name of a column ends with.
+    Plot {
+        /// The script's output: a line of names, then lines of numbers, the first of each the time. What isn't a number is left out.
+        csv: PathBuf,
+        /// The page to write.
+        #[arg(short, long)]
+        output: PathBuf,
+    },
     /// Write the private anonymous memory of a living process to a file, its largest mappings first.
     Capture {
         /// Its number.

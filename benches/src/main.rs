@@ -24,6 +24,7 @@ mod pattern;
 mod plain;
 mod plain_handler;
 mod plot;
+mod plot_csv;
 mod report;
 mod rounds;
 mod stats;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Some(Command::Cost(args)) => cost::run(&args),
         Some(Command::Density(args)) => density::run(&args),
         Some(Command::Embed(args)) => embed::run(&args),
+        Some(Command::Plot { csv, output }) => plot_csv::draw(&csv, &output),
         Some(Command::Capture { pid, output, max }) => capture::capture_to(pid, &output, max).map(|_| ()),
         Some(Command::Child { role }) => child::serve(&role),
     };

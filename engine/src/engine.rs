@@ -17,6 +17,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use userswap_policy::working_set::Run;
 use userswap_store::{Handle, OwnerId, PageKey, Store};
 use worker::Workers;
 
@@ -301,6 +302,11 @@ impl Engine {
             brought += space.bring_back(span, self.shared.around)?;
         }
         Ok(brought)
+    }
+
+    /// As [`Space::bring_early`], as many together as come with a fault.
+    pub fn bring_early(&self, space: &Arc<Space>, runs: &[Run]) -> u64 {
+        space.bring_early(runs, self.shared.around)
     }
 
     /// Lets go of address spaces that are gone, where nothing else tells: those of forked children that never called, and of programs whose process

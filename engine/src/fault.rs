@@ -15,7 +15,6 @@
 use crate::core::{Decision, Flight, Install, Lost, PageIndex, Segment, Transition, Zeroed};
 use crate::directory::{Directory, Region, bytes_of};
 use crate::memory::Fault;
-use crate::record::Change;
 use crate::slots::{Phase, Slot};
 use crate::space::{CalledOff, Errand, Space};
 use crate::stages::{Stage, Stopwatch};
@@ -52,8 +51,20 @@ pub struct FaultWork {
     tries: u32,
     /// What a stream will want next is brought in before it is asked for.
     goes_ahead: bool,
+    why: Why,
     /// When the fault's message was read, if the time it takes is to be told.
     read_at: Option<Instant>,
+}
+
+/// Why a page is brought in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Why {
+    /// A thread waits for it.
+    Fault,
+    /// A stream will want it.
+    Ahead,
+    /// It and those behind it, so many in all, are to come back.
+    All(u32),
 }
 
 /// How often a store that says "try again" is tried again before the page is given up.
@@ -101,6 +112,7 @@ impl FaultWork {
             waiter: Waiter::none(),
             tries: RETRIES,
             goes_ahead: false,
+            why: Why::Fault,
             read_at: None,
         }
     }
@@ -113,6 +125,13 @@ impl FaultWork {
     /// Says whether what a stream will want next is brought in meanwhile, by workers.
     pub(crate) fn go_ahead(&mut self, ahead: bool) {
         self.goes_ahead = ahead;
+    }
+
+    /// Brings in what is at an address, that nobody waits for, and what goes with it.
+    pub(crate) fn bring(&mut self, space: &Arc<Space>, addr: u64, why: Why) {
+        self.why = why;
+        self.serve(space, Fault { addr, write: false, thread: None });
+        self.why = Why::Fault;
     }
 
     /// Serves one fault from beginning to end.
@@ -266,8 +285,19 @@ impl FaultWork {
         let most = u32::try_from(self.wanted.len()).unwrap_or(u32::MAX);
         let decision = {
             let mut shard = region.lock();
-            let lot = if shard.state(page).is_away() { space.worth(shard.id(), page, most) } else { 1 };
-            shard.decide(page, most, lot, &mut self.flight)
+            match self.why {
+                Why::Fault => {
+                    let away = shard.state(page).is_away();
+                    let lot = if away { space.worth(shard.id(), page, most) } else { 1 };
+                    let decision = shard.decide(page, most, lot, &mut self.flight);
+                    if decision == Decision::Load && !space.is_slowed() {
+                        space.take_along(&mut shard, most, &mut self.flight);
+                    }
+                    decision
+                }
+                Why::Ahead => shard.decide_ahead(page, most, &mut self.flight),
+                Why::All(pages) => shard.decide_all(page, pages.min(most), &mut self.flight),
+            }
         };
         self.page = page;
         self.region = Some(Arc::clone(region));
@@ -304,7 +334,10 @@ impl FaultWork {
             region.lock().zeroed(self.page, zeroed);
         }
         match outcome.stop {
-            None => self.asleep = Some((span.start(), span.end())),
+            None => {
+                self.asleep = Some((span.start(), span.end()));
+                space.note_arrival(span.start(), span.end());
+            }
             Some(Stop::Gone) => {}
             Some(Stop::Busy | Stop::NoMemory) => self.busy(space),
             // A page is there, or no mapping of ours any more: the thread finds out by itself.
@@ -410,7 +443,9 @@ impl FaultWork {
         self.at = segment.at + done;
         if done > 0 {
             space.saw_still();
-            self.asleep = joined(self.asleep, segment.addr, segment.addr + bytes_of(done));
+            let (from, to) = (segment.addr, segment.addr + bytes_of(done));
+            self.asleep = joined(self.asleep, from, to);
+            space.note_arrival(from, to);
         }
         let holds_demand = |upto: u32| (segment.at..upto).contains(&self.flight.demand());
         if holds_demand(self.at) {
@@ -503,8 +538,6 @@ impl FaultWork {
                     space.stalls().record(thread, took);
                 }
             }
-            space.arrivals().note((from, to));
-            space.note_change(Change::Came(from, to));
             space.memory().wake(span);
         }
         space.release(&mut self.lost);

@@ -6,6 +6,7 @@
 mod brake;
 pub mod core;
 pub mod directory;
+mod early;
 pub mod engine;
 pub mod evict;
 pub mod fault;

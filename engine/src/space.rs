@@ -5,7 +5,8 @@ pub(crate) mod recover;
 
 use crate::brake::Brake;
 use crate::core::{
-    Counts, Generation, Lost, Nearby, PageIndex, PageTable, Piece, RegionId, Shard, SlotId, Transition,
+    Counts, Flight, Generation, Lost, Nearby, PageIndex, PageTable, Piece, RegionId, Shard, SlotId,
+    Transition,
 };
 use crate::directory::{Directory, Part, Region, bytes_of, pages_in};
 use crate::histogram::Histogram;
@@ -21,6 +22,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use userswap_policy::strides::Strides;
 use userswap_store::{FetchKind, Handle, OwnerId, PageKey, Store, StoreError};
 use userswap_uffd::{Span, page_size};
 
@@ -59,6 +61,7 @@ pub struct Space {
     service: Histogram,
     stages: OnceLock<Box<Stages>>,
     nearby: Mutex<Nearby>,
+    strides: Mutex<Strides>,
     arrivals: Record<(u64, u64)>,
     changes: Record<Change>,
     stalls: Stalls,
@@ -171,6 +174,7 @@ impl Space {
             service: Histogram::default(),
             stages: OnceLock::new(),
             nearby: Mutex::default(),
+            strides: Mutex::default(),
             arrivals: Record::default(),
             changes: Record::default(),
             stalls: Stalls::default(),
@@ -401,6 +405,19 @@ impl Space {
     /// How large a lot is worth bringing in with a page that is out.
     pub(crate) fn worth(&self, region: RegionId, page: PageIndex, most: u32) -> u32 {
         self.nearby.lock().asked(region, page, most)
+    }
+
+    /// Has what threads that go through memory at even distances will want next come with a page.
+    pub(crate) fn take_along(&self, shard: &mut Shard, most: u32, flight: &mut Flight) {
+        if flight.len() == 1 {
+            shard.take_along(&mut self.strides.lock(), most, flight);
+        }
+    }
+
+    /// A range was put in place.
+    pub(crate) fn note_arrival(&self, from: u64, to: u64) {
+        self.arrivals.note((from, to));
+        self.changes.note(Change::Came(from, to));
     }
 
     /// Exchanges the addresses, from and to, of what was put in place since the last time, in order, for an empty `ranges`. `false`: there

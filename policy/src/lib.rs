@@ -13,6 +13,7 @@ mod shares;
 pub mod strides;
 pub mod trace;
 mod victims;
+pub mod working_set;
 
 pub use budget::{Budget, Demand};
 pub use limit::{Limiter, Limits};

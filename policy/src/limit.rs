@@ -130,7 +130,7 @@ impl Limiter {
         self.note(sample, resident);
         let Some(shared) = self.allowed(sample.store) else {
             let orders = self.own_limits(sample);
-            return Verdict { orders, next: self.pause(None), brake: Duration::ZERO, over: 0 };
+            return Verdict { orders, next: self.pause(None), ..Verdict::default() };
         };
         let margin = self.margin(shared);
         let mut orders = self.own_limits(sample);
@@ -151,9 +151,22 @@ impl Limiter {
         Verdict {
             orders,
             next: if brake.is_zero() { next } else { next.min(SOONEST * 2) },
+            unbraked: if brake.is_zero() { Vec::new() } else { self.within(sample.clients, shared) },
             brake,
             over: resident.saturating_sub(shared),
         }
+    }
+
+    /// Who has no more than is its own: its minimum, or its share by weight of what all may have, where that counts. It isn't its pages that come too fast.
+    fn within(&self, clients: &[Footprint], shared: u64) -> Vec<u32> {
+        let weight = |client: &Footprint| u128::from(client.claim.weight.max(1));
+        let weights: u128 = clients.iter().map(weight).sum();
+        let own = |client: &Footprint| {
+            let share = u128::from(shared) * weight(client) / weights.max(1);
+            let share = if self.fair { u64::try_from(share).unwrap_or(u64::MAX) } else { 0 };
+            share.max(client.claim.minimum)
+        };
+        clients.iter().filter(|client| client.resident <= own(client)).map(|client| client.pid).collect()
     }
 
     /// What all may have in memory while the store holds so much.
@@ -267,6 +280,21 @@ mod tests {
         Footprint { pid, resident, ..Footprint::default() }
     }
 
+    /// Beside one that took all it could a program that kept within its share was held back as long as the other.
+    #[test]
+    fn who_has_no_more_than_its_share_isnt_held_back_for_the_others() {
+        let limits = Limits { resident: Some(100 * MIB), ..Limits::default() };
+        let mut poor = client(3, 5 * MIB);
+        poor.claim.minimum = 6 * MIB;
+        let clients = [client(1, 33 * MIB), client(2, 62 * MIB), poor];
+        for (fair, unbraked) in [(true, vec![1, 3]), (false, vec![3])] {
+            let mut limiter = Limiter::new(limits).fair(fair);
+            let verdict = limiter.judge(&sample(0, &clients, 0));
+            assert!(!verdict.brake.is_zero());
+            assert_eq!(verdict.unbraked, unbraked);
+        }
+    }
+
     fn sample(at: u64, clients: &[Footprint], moved_out: u64) -> Sample<'_> {
         Sample {
             at: Duration::from_millis(at),
@@ -287,7 +315,7 @@ mod tests {
     fn without_a_limit_it_only_looks_and_rarely() {
         for limits in [Limits::default(), Limits { resident: Some(0), total: Some(0), client: Some(0) }] {
             let verdict = Limiter::new(limits).judge(&sample(0, &[client(1, 900 * MIB)], 0));
-            assert_eq!(verdict, Verdict { orders: vec![], next: IDLE, brake: Duration::ZERO, over: 0 });
+            assert_eq!(verdict, Verdict { next: IDLE, ..Verdict::default() });
         }
     }
 

@@ -207,6 +207,8 @@ pub struct Verdict {
     pub next: Duration,
     /// How long a page that comes back is to wait, since pages come faster than they go; zero while they don't.
     pub brake: Duration,
+    /// Whose pages don't wait then: processes that have no more than is theirs.
+    pub unbraked: Vec<u32>,
     /// Bytes over the limit now, 0 at or under it.
     pub over: u64,
 }

@@ -9,6 +9,8 @@
 //! | `{"do":"clients"}` | a list of [`ClientReport`] |
 //! | `{"do":"evict","pid":N}` or with `"bytes":N` | [`Evicted`], once the pages are out |
 //! | `{"do":"restore","pid":N}` | [`Restored`], once they are back |
+//! | `{"do":"working-set","pid":N}` | [`InMemory`] |
+//! | `{"do":"bring","pid":N,"runs":[[P,N],…]}`, pages in a row, the first by its address by the page size, and how many | [`Brought`], once they are back |
 //! | `{"do":"limit","bytes":N}`, 0 for none | [`Limited`] |
 //! | `{"do":"policy"}` or with `"set":{…}`, of the keys of a policy file | [`InForce`] |
 //! | `{"do":"hint","pid":N,"hints":{…}}` with any of `visible`, `audible`, `loading`, `frozen`, each true or false | [`Hinted`] |
@@ -31,6 +33,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use userswap_policy::chromium::Hint;
+use userswap_policy::working_set::Run;
 
 /// What can be asked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,6 +55,19 @@ pub enum Request {
     Restore {
         /// Its process.
         pid: u32,
+    },
+    /// Say which pages of a client are in memory.
+    #[serde(rename = "working-set")]
+    WorkingSet {
+        /// Its process.
+        pid: u32,
+    },
+    /// Bring in what of these pages of a client is out, beside what its threads wait for.
+    Bring {
+        /// Its process.
+        pid: u32,
+        /// Pages in a row: the first's address by the page size, and how many.
+        runs: Vec<Run>,
     },
     /// Hold all clients together to another limit.
     Limit {
@@ -167,6 +183,9 @@ pub struct ClientReport {
     pub moved_out_bytes: u64,
     /// Of these, in slots, uncompressed.
     pub standby_bytes: u64,
+    /// How long the one of its threads that waited longest has waited for what was out, since it is served, in microseconds.
+    #[serde(default)]
+    pub stalled_us: u64,
 }
 
 /// What moving out came to.
@@ -186,6 +205,25 @@ pub struct Restored {
     /// Bytes that came back.
     pub restored_bytes: u64,
 }
+
+/// Which pages are in memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InMemory {
+    /// Bytes of a page.
+    pub page_bytes: u64,
+    /// Pages in a row: the first's address by that, and how many; in order.
+    pub runs: Vec<Run>,
+}
+
+/// What bringing in came to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Brought {
+    /// Bytes that were out and asked for.
+    pub brought_bytes: u64,
+}
+
+/// Runs of pages of one [`Request::Bring`], at most: they have room in a request.
+pub const MOST_RUNS: usize = 256;
 
 /// The limit that holds now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -464,6 +502,14 @@ fn answer(socket: &UnixStream, desk: &Desk, request: Request) -> io::Result<()> 
         Request::Restore { pid } => {
             reply(socket, desk.restore(pid).map(|restored_bytes| Restored { restored_bytes }))
         }
+        Request::WorkingSet { pid } => reply(
+            socket,
+            desk.working_set(pid)
+                .map(|set| InMemory { page_bytes: set.page_bytes(), runs: set.runs().to_vec() }),
+        ),
+        Request::Bring { pid, runs } => {
+            reply(socket, desk.bring_early(pid, &runs).map(|brought_bytes| Brought { brought_bytes }))
+        }
         Request::Limit { bytes } => {
             desk.set_limit(bytes);
             write_line(socket, &Reply::Ok(Limited { limit_bytes: bytes }))
@@ -533,6 +579,11 @@ mod tests {
             (Request::Evict { pid: 7, bytes: None }, r#"{"do":"evict","pid":7}"#),
             (Request::Evict { pid: 7, bytes: Some(4096) }, r#"{"do":"evict","pid":7,"bytes":4096}"#),
             (Request::Restore { pid: 7 }, r#"{"do":"restore","pid":7}"#),
+            (Request::WorkingSet { pid: 7 }, r#"{"do":"working-set","pid":7}"#),
+            (
+                Request::Bring { pid: 7, runs: vec![(u64::MAX, 1), (5, 2)] },
+                r#"{"do":"bring","pid":7,"runs":[[18446744073709551615,1],[5,2]]}"#,
+            ),
             (Request::Limit { bytes: 0 }, r#"{"do":"limit","bytes":0}"#),
             (Request::Drain, r#"{"do":"drain"}"#),
             (Request::Policy { set: None }, r#"{"do":"policy"}"#),
@@ -547,6 +598,7 @@ mod tests {
         for line in [
             r#"{"do":"hint","pid":7,"hints":{"tired":true}}"#,
             r#"{"do":"policy","set":{"presets":1}}"#,
+            r#"{"do":"bring","pid":7,"runs":[[1,-1]]}"#,
             r#"{"do":"evict"}"#,
             r#"{"do":"dance"}"#,
             r#"{"do":"limit","bytes":-1}"#,
@@ -555,6 +607,13 @@ mod tests {
         ] {
             assert!(serde_json::from_str::<Request>(line).is_err(), "{line}");
         }
+    }
+
+    #[test]
+    fn as_many_runs_as_a_request_may_have_fit_its_line() {
+        let runs = vec![(u64::MAX >> 12, u64::MAX >> 12); MOST_RUNS];
+        let line = serde_json::to_string(&Request::Bring { pid: u32::MAX, runs }).unwrap();
+        assert!((line.len() as u64) < LONGEST_LINE);
     }
 
     #[test]

@@ -16,6 +16,15 @@ pub struct Totals {
     pub pages_out: u64,
     /// Pages put back.
     pub pages_in: u64,
+    /// Of these, pages that came along with one that was asked for.
+    #[serde(default)]
+    pub pages_along: u64,
+    /// What is known of pages that came along with streams, in order or at even distances: these were used.
+    #[serde(default)]
+    pub along_used: u64,
+    /// Their stream ended before them.
+    #[serde(default)]
+    pub along_unused: u64,
     /// Faults that came in.
     pub faults: u64,
     /// How long the faults that a page was put in place for were in a handler's hands, in nanoseconds.
@@ -103,6 +112,10 @@ impl Totals {
         Self {
             pages_out: total.counts.get(Transition::Moved),
             pages_in: total.counts.get(Transition::Installed),
+            pages_along: total.counts.get(Transition::FetchAround)
+                + total.counts.get(Transition::RecallAround),
+            along_used: total.counts.get(Transition::AlongUsed),
+            along_unused: total.counts.get(Transition::AlongUnused),
             faults: faults(&total.counts),
             fault_ns: FaultTimes::of(&total.service),
             stage_ns: total.stages.iter().flat_map(by_name).collect(),

@@ -22,12 +22,13 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use userswap_engine::{
-    Engine, EvictError, Memory, MemoryError, MovedOut, Observer, Roster, Space, SpaceId, Watched,
+    Engine, EvictError, Memory, MemoryError, MovedOut, Observer, Roster, Space, SpaceId, Stalled, Watched,
 };
 use userswap_ipc::{
     Child, ClientLink, Connection, LinkError, Listener, Peer, Received, TransportError, Wait,
 };
 use userswap_policy::chromium::Hint;
+use userswap_policy::working_set::{Run, WorkingSet};
 use userswap_policy::{Budget, Order};
 use userswap_store::Store;
 use userswap_uffd::{Span, page_bytes};
@@ -102,6 +103,8 @@ pub struct ClientStatus {
     pub out_bytes: u64,
     /// Of these, bytes still standing in slots.
     pub standby_bytes: u64,
+    /// How long the one of its threads that waited longest has waited for pages that were out.
+    pub stalled: Duration,
 }
 
 /// Serves clients until it is dropped.
@@ -256,6 +259,24 @@ impl Server {
     pub fn restore(&self, pid: u32) -> Result<u64, ServerError> {
         let entry = self.inner.client(pid)?;
         entry.ask(|answer| Task::Restore { answer })?
+    }
+
+    /// The pages of a client that are in care and in memory now.
+    ///
+    /// # Errors
+    /// [`ServerError::NoClient`], or that its page table can't be read.
+    pub fn working_set(&self, pid: u32) -> Result<WorkingSet, ServerError> {
+        Ok(WorkingSet::new(page_bytes(), self.inner.client(pid)?.space.in_memory()?))
+    }
+
+    /// Brings in what of these pages of a client is out, and gives way to threads that wait for others; returns when that is done. What the
+    /// policy says of memory holds: with a limit others go for them. Returns the bytes asked for.
+    ///
+    /// # Errors
+    /// [`ServerError::NoClient`].
+    pub fn bring_early(&self, pid: u32, runs: &[Run]) -> Result<u64, ServerError> {
+        let entry = self.inner.client(pid)?;
+        Ok(self.engine().bring_early(&entry.space, runs) * page_bytes())
     }
 
     /// Changes the limits.
@@ -557,6 +578,7 @@ impl Inner {
                     managed_bytes: usage.managed * page_bytes(),
                     out_bytes: usage.out * page_bytes(),
                     standby_bytes: usage.standby * page_bytes(),
+                    stalled: space.stalls().now().since(&Stalled::default()).0,
                 }
             })
             .collect();

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use userswap_engine::MovedOut;
 use userswap_policy::chromium::Hint;
+use userswap_policy::working_set::{Run, WorkingSet};
 use userswap_policy::{Limits, Policy};
 
 /// What a service has beside its server.
@@ -153,6 +154,7 @@ impl Desk {
             resident_bytes: proportional_bytes(client.pid).unwrap_or(0),
             moved_out_bytes: client.out_bytes,
             standby_bytes: client.standby_bytes,
+            stalled_us: u64::try_from(client.stalled.as_micros()).unwrap_or(u64::MAX),
         };
         self.server.clients().into_iter().map(report).collect()
     }
@@ -163,6 +165,14 @@ impl Desk {
 
     pub(super) fn restore(&self, pid: u32) -> Result<u64, ServerError> {
         self.server.restore(pid)
+    }
+
+    pub(super) fn working_set(&self, pid: u32) -> Result<WorkingSet, ServerError> {
+        self.server.working_set(pid)
+    }
+
+    pub(super) fn bring_early(&self, pid: u32, runs: &[Run]) -> Result<u64, ServerError> {
+        self.server.bring_early(pid, runs)
     }
 
     pub(super) fn set_limit(&self, bytes: u64) {

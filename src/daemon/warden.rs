@@ -204,9 +204,7 @@ impl Shared {
                 next = ?verdict.next,
                 "looked"
             );
-            for (_, space) in self.server.engine().spaces() {
-                space.set_brake(verdict.brake);
-            }
+            self.brake(&verdict);
             for order in verdict.orders {
                 self.give(&mut orders, order);
             }
@@ -225,6 +223,21 @@ impl Shared {
                 }
                 return;
             }
+        }
+    }
+
+    /// Holds pages back that come, but for those of who has no more than is its own.
+    fn brake(&self, verdict: &Verdict) {
+        let unbraked: Vec<_> = match verdict.unbraked.is_empty() {
+            true => Vec::new(),
+            false => {
+                let entries = self.server.inner.entries();
+                let free = entries.iter().filter(|entry| verdict.unbraked.contains(&entry.pid));
+                free.map(|entry| entry.id).collect()
+            }
+        };
+        for (id, space) in self.server.engine().spaces() {
+            space.set_brake(if unbraked.contains(&id) { Duration::ZERO } else { verdict.brake });
         }
     }
 

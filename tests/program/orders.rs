@@ -59,6 +59,49 @@ fn memory_goes_out_and_comes_back_as_it_is_told() {
     place.assert_clean();
 }
 
+#[test]
+fn what_was_in_memory_is_kept_in_a_file_and_comes_back_from_it() {
+    let test = "what_was_in_memory_is_kept_in_a_file_and_comes_back_from_it";
+    let Some((place, filler)) = with_filler(test) else { return };
+    let (mut run, pid) = start(&place, &filler);
+    let (name, file) = (pid.to_string(), place.at("set"));
+    let out = || ask(&place, &["clients"])[0]["moved_out_bytes"].as_u64().unwrap();
+    ask(&place, &["evict", &name]);
+    run.ask("quarter");
+    let saved = ask(&place, &["working-set", "save", &name, &file])["saved_bytes"].as_u64().unwrap();
+    assert!((12 << 20..24 << 20).contains(&saved), "{saved}");
+    ask(&place, &["evict", &name]);
+    let all = out();
+    assert!(all >= 47 << 20, "{all}");
+    let brought = ask(&place, &["working-set", "load", &name, &file])["brought_bytes"].as_u64().unwrap();
+    assert!((11 << 20..=saved).contains(&brought), "{brought} of {saved}");
+    let left = out();
+    assert!((all - saved..all - (11 << 20)).contains(&left), "{left} of {all}, {saved} saved");
+    // What is in memory isn't asked for again; what it reads is what it was.
+    assert_eq!(ask(&place, &["working-set", "load", &name, &file])["brought_bytes"].as_u64(), Some(0));
+    run.ask("quarter");
+    run.ask("check");
+    // Nothing in a file is believed.
+    for (bad, said) in [
+        ("nonsense", "this is no working set"),
+        ("userswap working set 1\npage-bytes: 4096\n10 1\n5 1\n", "line 4"),
+        ("userswap working set 1\npage-bytes: 8192\n10 1\n", "8192 bytes"),
+    ] {
+        std::fs::write(&file, bad).unwrap();
+        let output = place.output(&["ctl", "--control", &place.at("c"), "working-set", "load", &name, &file]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(text(&output.stderr).contains(said), "{}", text(&output.stderr));
+    }
+    // Nor does what it names have to be there.
+    std::fs::write(&file, "userswap working set 1\npage-bytes: 4096\n1 34359738000\n").unwrap();
+    ask(&place, &["evict", &name]);
+    let brought = ask(&place, &["working-set", "load", &name, &file])["brought_bytes"].as_u64().unwrap();
+    assert!(brought >= 47 << 20, "all there is: {brought}");
+    run.ask("check");
+    assert!(run.end().success());
+    place.assert_clean();
+}
+
 /// A child's address space didn't know its sentinel, so no child was ever taken on, and each waited ten seconds to be.
 #[test]
 fn a_forked_child_is_a_client_of_its_own() {

@@ -13,6 +13,7 @@ use userswap_ipc::contract::Contract;
 use userswap_ipc::wire::{MAX_MESSAGE_BYTES, ToClient, ToDaemon, WireMessage};
 use userswap_ipc::{Connection, Received, Wait};
 use userswap_policy::trace::Trace;
+use userswap_policy::working_set::WorkingSet;
 
 /// A target, by its name.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +34,12 @@ pub const TARGETS: &[Target] = &[
     Target { name: "arena", run: arena::rebuild, seeds: || seeds(arena::EDITS) },
     Target { name: "trace", run: trace, seeds: traces },
     Target { name: "spec", run: spec, seeds: || seeds(SPECS) },
+    Target { name: "working-set", run: working_set, seeds: || seeds(WORKING_SETS) },
+];
+
+const WORKING_SETS: &[&str] = &[
+    "userswap working set 1\npage-bytes: 4096\n7f25c0a00 512\n7f25c0d01 3\n",
+    "userswap working set 1\npage-bytes: 16384\n",
 ];
 
 fn seeds(of: &[impl AsRef<[u8]>]) -> Vec<Vec<u8>> {
@@ -97,6 +104,14 @@ fn control(bytes: &[u8]) {
             let text = serde_json::to_string(&request).unwrap_or_default();
             assert!(serde_json::from_str::<Request>(&text).is_ok_and(|again| again == request), "{text}");
         }
+    }
+}
+
+fn working_set(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match WorkingSet::from_text(text) {
+        Ok(set) => assert_eq!(WorkingSet::from_text(&set.to_text()).as_ref(), Ok(&set)),
+        Err(error) => assert!(!error.to_string().is_empty()),
     }
 }
 

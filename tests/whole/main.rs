@@ -18,6 +18,7 @@ mod outcomes;
 mod own;
 mod path;
 mod policy;
+mod prefetch;
 mod program;
 mod ranges;
 mod region;

@@ -4,11 +4,10 @@ use super::index::{Generation, PageIndex, SlotPage};
 use super::page::PageState;
 use userswap_store::Handle;
 
-/// A run of neighbouring pages being brought back together: the page a thread waits for, and those around it.
+/// Pages being brought back together: the page a thread waits for, and those around it or at even distances behind it. In ascending order.
 /// Reused from fault to fault; holds no allocation that grows after the first.
 #[derive(Debug)]
 pub struct Flight {
-    pub(super) first: PageIndex,
     pub(super) demand: u32,
     pub(super) pages: Vec<Passenger>,
     pub(super) ahead: Option<PageIndex>,
@@ -16,6 +15,7 @@ pub struct Flight {
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Passenger {
+    pub(super) page: PageIndex,
     /// `Fetching` or `Recalling`, as it stands in the table while the flight is under way.
     pub(super) state: PageState,
     pub(super) generation: Generation,
@@ -44,7 +44,7 @@ pub struct Segment {
 impl Flight {
     /// A flight with room for `capacity` pages.
     pub fn with_capacity(capacity: usize) -> Self {
-        Self { first: PageIndex(0), demand: 0, pages: Vec::with_capacity(capacity), ahead: None }
+        Self { demand: 0, pages: Vec::with_capacity(capacity), ahead: None }
     }
 
     /// The number of pages aboard.
@@ -71,7 +71,15 @@ impl Flight {
 
     /// The region page at `at`.
     pub fn page(&self, at: u32) -> PageIndex {
-        self.first.plus(at)
+        self.pages[at as usize].page
+    }
+
+    /// Whether each page is the neighbour of the one before.
+    pub fn is_run(&self) -> bool {
+        match (self.pages.first(), self.pages.last()) {
+            (Some(first), Some(last)) => last.page.since(first.page) < self.len(),
+            _ => true,
+        }
     }
 
     /// The object the page at `at` is fetched from, and the generation it was stored under; `None` if it comes from a slot.
@@ -82,7 +90,7 @@ impl Flight {
         }
     }
 
-    /// The slot page the flight's first page comes from; the others follow it. `None` if it comes from the store.
+    /// The slot page the flight's first page comes from; the others follow it there. `None` if they come from the store.
     pub fn slot(&self) -> Option<SlotPage> {
         match self.pages.first()?.state {
             PageState::Recalling(at) => Some(at),
@@ -105,7 +113,7 @@ impl Flight {
         self.pages[at as usize].fate == Fate::Landed
     }
 
-    pub(super) fn board(&mut self, state: PageState, generation: Generation) {
-        self.pages.push(Passenger { state, generation, fate: Fate::Waiting });
+    pub(super) fn board(&mut self, page: PageIndex, state: PageState, generation: Generation) {
+        self.pages.push(Passenger { page, state, generation, fate: Fate::Waiting });
     }
 }

@@ -29,15 +29,15 @@ impl Nearby {
     pub fn asked(&mut self, region: RegionId, page: PageIndex, block: u32) -> u32 {
         self.blocks.units = block / GROUP;
         let group = page.0 / GROUP;
+        // Every group of it may be wanted and yet most of it isn't, as where every third page is.
         let whole = self.blocks.units > 1
-            && self.blocks.asked((region, group / self.blocks.units), group % self.blocks.units);
-        // Also where the block comes in, so that it is known what a group is worth when it doesn't.
-        let grouped = self.groups.asked((region, group), page.0 % GROUP);
-        match (whole, grouped) {
-            (true, _) => block,
-            (false, true) => GROUP.min(block.max(1)),
-            (false, false) => 1,
+            && self.blocks.asked((region, group / self.blocks.units), group % self.blocks.units)
+            && self.groups.is_worth_it();
+        // Where the block comes in nothing is to be learnt of its groups; one in eight doesn't.
+        if whole {
+            return block;
         }
+        if self.groups.asked((region, group), page.0 % GROUP) { GROUP.min(block.max(1)) } else { 1 }
     }
 }
 
@@ -98,12 +98,16 @@ impl Level {
             self.score = (self.score * (WEIGHT - 1) + verdict) / WEIGHT;
         }
         self.since_watched += 1;
-        let watched = self.score < ALL / 2 || self.since_watched >= WATCHED;
+        let watched = !self.is_worth_it() || self.since_watched >= WATCHED;
         if watched {
             self.since_watched = 0;
         }
         self.recent[0] = Lot { name: Some(name), watched, asked: unit };
         !watched
+    }
+
+    fn is_worth_it(&self) -> bool {
+        self.score >= ALL / 2
     }
 }
 
@@ -156,6 +160,13 @@ mod tests {
             came_along(IN_TURN, in_turn().filter(|page| page % BLOCK / GROUP == page / BLOCK % 8));
         assert!(asked + along < wanted * 11 / 10, "{asked} and {along} for {wanted}");
         assert!(asked < wanted / 2, "{asked} of {wanted} had to be asked for");
+    }
+
+    /// Blocks came whole, since something was wanted of each group.
+    #[test]
+    fn of_blocks_that_every_third_page_is_wanted_of_only_those_come() {
+        let (asked, along) = came_along(IN_TURN, (0..IN_TURN).step_by(3));
+        assert!(along * 20 <= asked, "{along} came along with {asked}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::flight::{Fate, Flight, Segment};
 use super::index::{Generation, PageIndex, RegionId, SlotPage};
 use super::page::{Flags, PageState, PageTable};
 use super::transition::{Counts, Transition};
+use userswap_policy::strides::{Ahead, Strides, Verdicts};
 use userswap_store::Handle;
 
 /// A stream is worth going ahead of when so many pages come together.
@@ -53,6 +54,17 @@ pub enum Decision {
     Load,
     /// It is lost: poison the page (again).
     Poison,
+}
+
+/// Why a page is to come back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// A thread waits for it. The lot of so many pages that it is in is worth bringing in with it.
+    Fault { lot: u32 },
+    /// A stream will want it.
+    Ahead,
+    /// It, and all that follow.
+    All,
 }
 
 /// What became of the demanded page of a [`Flight`].
@@ -241,24 +253,21 @@ impl Shard {
     /// A thread waits for `page`. Fills `flight` if something is to be loaded, with up to `most` pages: what
     /// there is of the aligned lot of so many pages that it is in, or, where that is one page, what follows if it was reached in order.
     pub fn decide(&mut self, page: PageIndex, most: u32, lot: u32, flight: &mut Flight) -> Decision {
-        self.decide_for(page, None, most, lot, flight)
+        self.decide_for(page, Asked::Fault { lot }, most, flight)
+    }
+
+    /// As [`decide`](Self::decide) for what a stream will want next, which no thread waits for yet.
+    pub fn decide_ahead(&mut self, page: PageIndex, most: u32, flight: &mut Flight) -> Decision {
+        self.decide_for(page, Asked::Ahead, most, flight)
     }
 
     /// As [`decide`](Self::decide) for `pages` pages that are all wanted.
     pub fn decide_all(&mut self, page: PageIndex, pages: u32, flight: &mut Flight) -> Decision {
-        self.decide_for(page, Some(pages), pages, 1, flight)
+        self.decide_for(page, Asked::All, pages, flight)
     }
 
-    fn decide_for(
-        &mut self,
-        page: PageIndex,
-        all: Option<u32>,
-        most: u32,
-        lot: u32,
-        flight: &mut Flight,
-    ) -> Decision {
+    fn decide_for(&mut self, page: PageIndex, asked: Asked, most: u32, flight: &mut Flight) -> Decision {
         flight.pages.clear();
-        flight.first = page;
         flight.demand = 0;
         flight.ahead = None;
         let state = self.pages.state(page);
@@ -288,23 +297,69 @@ impl Shard {
                 Decision::Poison
             }
             PageState::Standby(_) | PageState::Stored(_) => {
-                let (first, window) = match all {
-                    Some(pages) => (page, pages),
-                    None => {
-                        let window = self.around.window(page, most);
+                let (first, window) = match asked {
+                    Asked::All => (page, most),
+                    Asked::Ahead => (page, self.around.go_on(page, most)),
+                    Asked::Fault { lot } => {
+                        let pages = &self.pages;
+                        let window = self.around.window(page, most, |page| pages.state(page).is_out());
+                        let verdicts = self.around.take_verdicts();
+                        self.count_verdicts(verdicts);
                         let around = self.lot_around(page, lot.min(most));
                         if window < around.1 { around } else { (page, window) }
                     }
                 };
                 self.board_run(first, window, flight);
-                flight.demand = page.since(flight.first);
-                if all.is_none() {
-                    self.around.ran_to(flight.first.0 + flight.len());
+                flight.demand = page.since(first);
+                if asked != Asked::All {
+                    self.around.ran_to(page, first.0 + flight.len());
                     flight.ahead = self.ahead(page, most);
                 }
                 Decision::Load
             }
         }
+    }
+
+    /// After [`Decision::Load`] for a fault: if nothing else comes with the page, what is stored at even distances does, `most` pages at most, where threads
+    /// have gone through memory like that.
+    pub fn take_along(&mut self, strides: &mut Strides, most: u32, flight: &mut Flight) {
+        let room = flight.pages.capacity().saturating_sub(1);
+        let most = most.saturating_sub(1).min(u32::try_from(room).unwrap_or(u32::MAX));
+        if flight.len() != 1 || flight.slot().is_some() || most == 0 || self.around.was_aside() {
+            return;
+        }
+        let page = flight.page(0);
+        let Ahead { stride, count } = strides.asked(u64::from(self.id.0) << 32 | u64::from(page.0), most);
+        for n in 1..=i64::from(count) {
+            let Some(page) = u32::try_from(i64::from(page.0) + n * stride).ok().map(PageIndex) else { break };
+            if page.0 >= self.len() {
+                break;
+            }
+            if let PageState::Stored(handle) = self.pages.state(page)
+                && self.address(page).is_some()
+            {
+                self.board(page, PageState::Fetching(handle), Transition::FetchAround, flight);
+            }
+        }
+        if count > 0 {
+            strides.came(flight.len() - 1);
+        }
+        if stride < 0 {
+            flight.pages.reverse();
+            flight.demand = flight.len() - 1;
+        }
+        self.count_verdicts(strides.take_verdicts());
+    }
+
+    fn count_verdicts(&self, verdicts: Verdicts) {
+        self.counts.add_to(Transition::AlongUsed, verdicts.used.into());
+        self.counts.add_to(Transition::AlongUnused, verdicts.unused.into());
+    }
+
+    fn board(&mut self, page: PageIndex, aboard: PageState, transition: Transition, flight: &mut Flight) {
+        self.counts.hit(transition);
+        flight.board(page, aboard, self.pages.generation(page));
+        self.set(page, aboard);
     }
 
     /// Where the stream goes on whose last window `page` is in, if that is worth going ahead for.
@@ -321,13 +376,15 @@ impl Shard {
     /// After [`Decision::Zero`]: marks the pages after it, too, that were never touched, as many as fault-around says. The number, with it;
     /// each is finished with [`zeroed`](Self::zeroed). For memory of which every touch is told: elsewhere untouched pages may be there.
     pub fn zero_run(&mut self, page: PageIndex, most: u32) -> u32 {
-        let window = self.around.window(page, most).min(self.len() - page.0);
+        let pages = &self.pages;
+        let is_untouched = |page| pages.state(page) == PageState::Absent;
+        let window = self.around.window(page, most, is_untouched).min(self.len() - page.0);
         let untouched = |n: u32| self.pages.state(page.plus(n)) == PageState::Absent;
         let pages = (1..window).find(|n| !untouched(*n)).unwrap_or(window);
         for n in 1..pages {
             self.set(page.plus(n), PageState::Zeroing);
         }
-        self.around.ran_to(page.0 + pages);
+        self.around.ran_to(page, page.0 + pages);
         pages
     }
 
@@ -357,7 +414,6 @@ impl Shard {
     /// Takes pages from `page` on into the flight while they come from the same kind of place and are mapped in one piece.
     #[allow(clippy::cast_possible_truncation)] // a window of pages
     fn board_run(&mut self, page: PageIndex, window: u32, flight: &mut Flight) {
-        flight.first = page;
         let room = self
             .mapped
             .iter()
@@ -380,14 +436,13 @@ impl Shard {
                 }
                 _ => break,
             };
-            self.counts.hit(match (aboard, n) {
+            let transition = match (aboard, n) {
                 (PageState::Recalling(_), 0) => Transition::Recall,
                 (PageState::Recalling(_), _) => Transition::RecallAround,
                 (_, 0) => Transition::Fetch,
                 _ => Transition::FetchAround,
-            });
-            flight.board(aboard, self.pages.generation(page));
-            self.set(page, aboard);
+            };
+            self.board(page, aboard, transition, flight);
         }
     }
 
@@ -404,7 +459,8 @@ impl Shard {
         let at = (from..flight.len()).find(|&at| ready(at) && self.address(flight.page(at)).is_some())?;
         let (addr, room) = self.address(flight.page(at))?;
         let most = room.min(flight.len() - at);
-        let pages = (1..most).find(|&n| !ready(at + n)).unwrap_or(most);
+        let next = |n: u32| flight.page(at + n) == flight.page(at).plus(n);
+        let pages = (1..most).find(|&n| !ready(at + n) || !next(n)).unwrap_or(most);
         Some(Segment { at, pages, addr })
     }
 

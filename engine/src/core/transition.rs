@@ -42,6 +42,10 @@ transitions! {
     Fetch => "fetch",
     /// A neighbour starts back from the store with it.
     FetchAround => "fetch-around",
+    /// A page that came along was used: its stream went on behind it.
+    AlongUsed => "along-used",
+    /// A page came along in vain, as far as known: its stream ended before it.
+    AlongUnused => "along-unused",
     /// A loaded page was installed.
     Installed => "installed",
     /// A page was found where a loaded one was to go.
@@ -107,7 +111,14 @@ impl Default for Counts {
 impl Counts {
     /// Counts one.
     pub fn hit(&self, transition: Transition) {
-        self.0[transition as usize].fetch_add(1, Ordering::Relaxed);
+        self.add_to(transition, 1);
+    }
+
+    /// Counts some.
+    pub fn add_to(&self, transition: Transition, times: u64) {
+        if times > 0 {
+            self.0[transition as usize].fetch_add(times, Ordering::Relaxed);
+        }
     }
 
     /// How often `transition` was taken.
@@ -118,7 +129,7 @@ impl Counts {
     /// Adds what `other` counted.
     pub fn add(&self, other: &Self) {
         for transition in Transition::ALL {
-            self.0[*transition as usize].fetch_add(other.get(*transition), Ordering::Relaxed);
+            self.add_to(*transition, other.get(*transition));
         }
     }
 

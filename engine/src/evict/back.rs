@@ -2,8 +2,8 @@
 
 use super::{AROUND, piece_span};
 use crate::core::{PageIndex, PageState};
-use crate::fault::FaultWork;
-use crate::memory::{Fault, MemoryError};
+use crate::fault::{FaultWork, Why};
+use crate::memory::MemoryError;
 use crate::space::{CalledOff, Space};
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,7 +44,7 @@ impl Space {
             directory.find(addr).is_some_and(|(region, page)| region.lock().state(page).is_away())
         };
         if is_away {
-            work.run(self, Fault { addr, write: false, thread: None });
+            work.bring(self, addr, Why::Ahead);
         }
     }
 
@@ -59,7 +59,7 @@ impl Space {
                     if shard.state(page).is_away() { shard.address(page) } else { None }
                 };
                 if let Some((addr, _)) = wanted {
-                    work.run(self, Fault { addr, write: false, thread: None });
+                    work.bring(self, addr, Why::All(u32::MAX));
                 }
             }
             let shard = part.region.lock();

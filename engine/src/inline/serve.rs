@@ -90,15 +90,21 @@ impl Inline {
             Means::Thread { all: Some(pages) } => {
                 state.shard.decide_all(page, pages.min(self.around), &mut kit.flight)
             }
+            Means::Ahead => state.shard.decide_ahead(page, self.around, &mut kit.flight),
             _ => state.shard.decide(page, self.around, 1, &mut kit.flight),
         };
+        let is_waited_for = matches!(means, Means::Handler | Means::Thread { all: None });
+        if decision == Decision::Load && is_waited_for && self.has_room(&state) {
+            let State { shard, strides, .. } = &mut *state;
+            shard.take_along(strides, self.around, &mut kit.flight);
+        }
         let mut means = means;
         if decision == Decision::InFlight
             && let Some(next) = self.send_ahead(&mut state, &mut kit, means, self.around)
             && state.shard.state(next).is_away()
         {
             // The page is in the helper's hands. Meanwhile there is time for what will be wanted after that.
-            decision = state.shard.decide(next, self.around, 1, &mut kit.flight);
+            decision = state.shard.decide_ahead(next, self.around, &mut kit.flight);
             means = Means::Ahead;
         }
         let (mut state, served) = match decision {
@@ -177,11 +183,16 @@ impl Inline {
 
     /// Has the helper bring in what is `pages` behind the flight of a thread that reads in order. Where that is, without them.
     fn send_ahead(&self, state: &mut State, kit: &mut Kit, means: Means, pages: u32) -> Option<PageIndex> {
-        let room = self.in_handlers && self.limit.is_none_or(|limit| state.resident < soft(limit));
+        let room = self.in_handlers && self.has_room(state);
         let next = kit.flight.take_ahead().filter(|_| room && means == Means::Handler)?;
         state.ahead = Some(next.plus(pages)).filter(|page| page.0 < state.shard.len());
         self.errands.ring();
         Some(next)
+    }
+
+    /// Whether there may be more in memory than what threads wait for.
+    fn has_room(&self, state: &State) -> bool {
+        self.limit.is_none_or(|limit| state.resident < soft(limit))
     }
 
     /// Gets the bytes of a flight and puts them in place.
@@ -195,7 +206,7 @@ impl Inline {
         let count = kit.flight.len();
         let _ = self.send_ahead(&mut state, kit, means, 0);
         let mut frames = None;
-        if count >= MOVE_FROM && kit.flight.slot().is_none() {
+        if count >= MOVE_FROM && kit.flight.slot().is_none() && kit.flight.is_run() {
             frames = state.take_stock();
         }
         drop(state);

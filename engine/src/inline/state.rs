@@ -2,11 +2,13 @@
 
 use super::memory::Frames;
 use crate::core::{Lost, PageIndex, Shard, SlotPage};
+use userswap_policy::strides::Strides;
 use userswap_store::Handle;
 
 /// What the region's lock guards. None of its lists ever grows beyond the room it was made with.
 pub(crate) struct State {
     pub(crate) shard: Shard,
+    pub(super) strides: Strides,
     /// Kits nobody uses.
     pub(super) kits: Vec<u32>,
     pub(super) slots: Vec<Standing>,
@@ -59,6 +61,7 @@ impl State {
     pub(super) fn new(shard: Shard, kits: u32, slots: u32, most_stocked: u32) -> Self {
         Self {
             shard,
+            strides: Strides::new(),
             kits: (0..kits).collect(),
             slots: vec![Standing::default(); slots as usize],
             free: (0..slots).rev().collect(),

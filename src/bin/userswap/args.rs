@@ -306,6 +306,28 @@ pub(crate) struct Ctl {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum WorkingSetOrder {
+    /// Write which pages are in memory now
+    ///
+    /// Under a limit that is what the program was left with; after `evict`, what it has touched since.
+    Save {
+        /// Its process.
+        pid: u32,
+        /// Where to write it.
+        file: PathBuf,
+    },
+    /// Bring in those that are out; returns when they are in memory
+    ///
+    /// Whatever the program waits for meanwhile comes first. Limits hold: with too little room other pages go for them.
+    Load {
+        /// Its process.
+        pid: u32,
+        /// What was saved.
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum Order {
     /// Everything there is to know
     Status,
@@ -324,6 +346,12 @@ pub(crate) enum Order {
         /// Its process.
         pid: u32,
     },
+    /// Keep in a file which pages of a program are in memory, or bring those back early
+    ///
+    /// Pages are told by their addresses: what was saved is of use to the same process, whatever was moved out of it since, and to another one only if
+    /// its memory is laid out the same.
+    #[command(subcommand)]
+    WorkingSet(WorkingSetOrder),
     /// Hold all programs together to another limit; 0 is none
     Limit {
         /// The limit.

@@ -5,6 +5,7 @@ use crate::bytes::Bytes;
 use crate::failure::{Failure, Status};
 use crate::policy;
 use crate::run::progress;
+use crate::working_set;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::Path;
@@ -40,6 +41,7 @@ pub(crate) fn ctl(args: &Ctl) -> Result<ExitCode, Failure> {
                 println!("{} brought back", Bytes(restored.restored_bytes));
             })
         }
+        Order::WorkingSet(order) => working_set::order(args, path, order),
         Order::Limit { size } => {
             exchange(args, path, Request::Limit { bytes: size.0 }, |limited: &Limited| {
                 match limited.limit_bytes {
@@ -141,6 +143,12 @@ fn print_status(status: &control::Status) {
         println!("             {name} {figure}");
     }
     println!("moved        {} pages out, {} in", totals.pages_out, totals.pages_in);
+    let judged = totals.along_used + totals.along_unused;
+    println!(
+        "along        {} pages; of {judged} with a verdict {:.0}% were used",
+        totals.pages_along,
+        totals.along_used as f64 * 100.0 / judged.max(1) as f64
+    );
     println!(
         "faults       {}, p50 {} p99 {} max {} µs in the daemon",
         totals.faults,

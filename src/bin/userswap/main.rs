@@ -15,6 +15,7 @@ mod replay;
 mod run;
 mod sandbox;
 mod store;
+mod working_set;
 
 use args::{Args, Command};
 use clap::Parser;
