@@ -113,7 +113,7 @@ fn a_heap_in_three_tiers() {
     }
 }
 
-/// An array of words, filled, changed and looked through by awk.
+/// An array of words, filled, changed and looked through by awk. It rests in between: a fast machine is through with it before anybody has looked how much it has.
 #[test]
 fn an_array_in_every_store() {
     let test = "an_array_in_every_store";
@@ -121,6 +121,7 @@ fn an_array_in_every_store() {
     let script = format!(
         r#"BEGIN {{
             for (i = 0; i < {0}; i++) words[i] = sprintf("%d-%x", i * 7919 % 1000003, i * 31)
+            system("sleep 1")
             for (r = 1; r < 5; r++) {{
                 for (i = 0; i < {0}; i++) if (i % r == 0) {{ sum += length(words[i]) * (i % 13); words[i] = words[i] r }}
                 print r, sum, words[r * 1000]
