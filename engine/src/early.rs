@@ -1,18 +1,22 @@
 //! A working set: which pages are in memory, and bringing such pages in before anybody asks for them.
 
-use crate::core::PageIndex;
+use crate::core::{PageIndex, PageState};
 use crate::directory::Part;
 use crate::fault::{FaultWork, Why};
 use crate::memory::MemoryError;
 use crate::space::Space;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use userswap_policy::working_set::Run;
 use userswap_uffd::{Span, page_bytes};
 
 /// While threads wait for pages of their own, one window is brought in each so often: a hundredth of the time, about. So demand comes
 /// first, and what was asked for comes in the end.
 const YIELD: Duration = Duration::from_millis(10);
+
+/// How often a window is looked after that the store gives later, and how long it is waited for.
+const LOOK: Duration = Duration::from_micros(100);
+const LATE: Duration = Duration::from_secs(1);
 
 impl Space {
     /// The pages in care that are in memory now, by their addresses.
@@ -60,6 +64,8 @@ impl Space {
                     if let Some((addr, _)) = mapped {
                         work.bring(self, addr, Why::All(pages));
                         brought += u64::from(pages);
+                        // One window at a time also where the store takes its time: a thread's own page would queue behind all of them.
+                        await_window(&part, page, pages);
                     }
                     at = page.since(part.piece.first) + pages;
                 }
@@ -71,6 +77,19 @@ impl Space {
     /// Faults so far that pages were brought in for.
     fn asked_for(&self) -> u64 {
         self.service().count()
+    }
+}
+
+/// Waits for pages that are on their way, not for ever.
+fn await_window(part: &Part, first: PageIndex, pages: u32) {
+    let until = Instant::now() + LATE;
+    let on_the_way = || {
+        let shard = part.region.lock();
+        (0..pages)
+            .any(|n| matches!(shard.state(first.plus(n)), PageState::Fetching(_) | PageState::Recalling(_)))
+    };
+    while on_the_way() && Instant::now() < until {
+        std::thread::sleep(LOOK);
     }
 }
 

@@ -151,7 +151,11 @@ impl Limiter {
         Verdict {
             orders,
             next: if brake.is_zero() { next } else { next.min(SOONEST * 2) },
-            unbraked: if brake.is_zero() { Vec::new() } else { self.within(sample.clients, shared) },
+            // Of what is left below the brake: where all are within their shares of that, nothing is braked.
+            unbraked: match brake.is_zero() {
+                true => Vec::new(),
+                false => self.within(sample.clients, shared - margin / BRAKED),
+            },
             brake,
             over: resident.saturating_sub(shared),
         }
@@ -292,6 +296,17 @@ mod tests {
             let verdict = limiter.judge(&sample(0, &clients, 0));
             assert!(!verdict.brake.is_zero());
             assert_eq!(verdict.unbraked, unbraked);
+        }
+    }
+
+    #[test]
+    fn who_is_alone_or_has_as_much_as_the_others_is_held_back_before_the_limit() {
+        let limits = Limits { resident: Some(100 * MIB), ..Limits::default() };
+        let each = |count: u32| (1..=count).map(|pid| client(pid, 100 * MIB / u64::from(count))).collect();
+        for clients in [each(1), each(4)] as [Vec<Footprint>; 2] {
+            let verdict = Limiter::new(limits).fair(true).judge(&sample(0, &clients, 0));
+            assert!(!verdict.brake.is_zero());
+            assert_eq!((verdict.unbraked, verdict.over), (vec![], 0));
         }
     }
 

@@ -103,6 +103,9 @@ const TICK: Duration = Duration::from_millis(50);
 /// Every how many looks a client is asked what it offers, or its mappings are looked at.
 const OFFERS: u32 = 20;
 
+/// Answers that a client is asked for at most, each as long as can be, until all it offers is out: one that goes on for ever would hold up who asked.
+const ANSWERS: u32 = 64;
+
 impl Steward {
     pub(super) fn start(
         server: Weak<Inner>,
@@ -343,14 +346,15 @@ impl Work {
             return Ok(MovedOut::default());
         }
         let mut moved = MovedOut::default();
-        loop {
+        for _ in 0..ANSWERS {
             let all = self.take_offers()?;
             let more = self.move_out(pages.saturating_sub(moved.moved))?;
             moved += more;
             if all || more.moved == 0 || moved.moved >= pages {
-                return Ok(moved);
+                break;
             }
         }
+        Ok(moved)
     }
 
     fn move_out(&mut self, pages: u64) -> Result<MovedOut, ServerError> {
