@@ -23,6 +23,8 @@ import sys
 import tempfile
 import time
 
+from common import Control
+
 PAGE = 4096
 
 
@@ -53,15 +55,6 @@ def work(mib, idle, busy):
                         memory[at] = (memory[at] + 1) & 255
                 rounds += 1
             print(phase, rounds, time.thread_time() - cpu, flush=True)
-
-
-class Control:
-    def __init__(self, userswap, path):
-        self.base = [userswap, "ctl", "--json", "--control", path]
-
-    def ask(self, *words):
-        answer = subprocess.run(self.base + list(words), capture_output=True, text=True)
-        return json.loads(answer.stdout) if answer.returncode == 0 else None
 
 
 def measure(args):

@@ -1,7 +1,8 @@
 //! A working set: which pages are in memory, and bringing such pages in before anybody asks for them.
 
-use crate::core::{PageIndex, PageState};
+use crate::core::PageIndex;
 use crate::directory::Part;
+use crate::evict::ON_THE_WAY;
 use crate::fault::{FaultWork, Why};
 use crate::memory::MemoryError;
 use crate::space::Space;
@@ -14,8 +15,7 @@ use userswap_uffd::{Span, page_bytes};
 /// first, and what was asked for comes in the end.
 const YIELD: Duration = Duration::from_millis(10);
 
-/// How often a window is looked after that the store gives later, and how long it is waited for.
-const LOOK: Duration = Duration::from_micros(100);
+/// How long a window is waited for that the store gives later.
 const LATE: Duration = Duration::from_secs(1);
 
 impl Space {
@@ -85,11 +85,10 @@ fn await_window(part: &Part, first: PageIndex, pages: u32) {
     let until = Instant::now() + LATE;
     let on_the_way = || {
         let shard = part.region.lock();
-        (0..pages)
-            .any(|n| matches!(shard.state(first.plus(n)), PageState::Fetching(_) | PageState::Recalling(_)))
+        (0..pages).any(|n| shard.is_on_its_way(first.plus(n)))
     };
     while on_the_way() && Instant::now() < until {
-        std::thread::sleep(LOOK);
+        std::thread::sleep(ON_THE_WAY);
     }
 }
 

@@ -19,6 +19,7 @@ use crate::core::Piece;
 use crate::directory::{Directory, Region, bytes_of};
 use crate::memory::MemoryError;
 use crate::space::Space;
+pub(crate) use back::ON_THE_WAY;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use userswap_store::StoreError;

@@ -1,7 +1,7 @@
 //! Bringing back: whole ranges, on the way to leaving them to the kernel again.
 
 use super::{AROUND, piece_span};
-use crate::core::{PageIndex, PageState};
+use crate::core::PageIndex;
 use crate::fault::{FaultWork, Why};
 use crate::memory::MemoryError;
 use crate::space::{CalledOff, Space};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use userswap_uffd::Span;
 
 /// How often pages that others bring back are looked after.
-const ON_THE_WAY: Duration = Duration::from_micros(100);
+pub(crate) const ON_THE_WAY: Duration = Duration::from_micros(100);
 
 impl Space {
     /// Brings back everything that is out of the regions in `span` and, where nothing of a region is out any more, leaves its
@@ -66,8 +66,7 @@ impl Space {
             on_the_way |= (0..part.piece.pages).map(|n| part.piece.first.plus(n)).any(|page| {
                 // A page that isn't mapped any more is nobody's to wait for.
                 let state = shard.state(page);
-                (state.is_away() || matches!(state, PageState::Fetching(_) | PageState::Recalling(_)))
-                    && shard.address(page).is_some()
+                (state.is_away() || shard.is_on_its_way(page)) && shard.address(page).is_some()
             });
         }
         on_the_way
