@@ -278,7 +278,7 @@ impl FaultWork {
             return Next::Done;
         }
         let Some((region, page)) = directory.find(fault.addr) else {
-            // A slot, the sentinel, or a range that is registered still though all of it is back.
+            space.counts().hit(Transition::FaultOutside);
             self.region = None;
             return Next::Zero;
         };

@@ -188,6 +188,7 @@ fn faults(counts: &Counts) -> u64 {
         Transition::FaultOnMoving,
         Transition::DuplicateFault,
         Transition::FaultOnPoison,
+        Transition::FaultOutside,
         Transition::Recall,
         Transition::Fetch,
     ]

@@ -626,11 +626,14 @@ const CANNOT_SERVE: i32 = 70;
 
 /// Says why a client was not taken on. That it was gone sooner is what short lives come to, and no news.
 fn tell_refused(error: &ServerError) {
-    let gone = matches!(
-        error,
+    let gone = match error {
         ServerError::Link(LinkError::Closed | LinkError::Transport(TransportError::Closed))
-            | ServerError::Memory(MemoryError::Gone)
-    );
+        | ServerError::Memory(MemoryError::Gone) => true,
+        ServerError::Kernel(source) | ServerError::NoPagemap { source, .. } => {
+            matches!(source, userswap_uffd::Error::Gone { .. })
+        }
+        _ => false,
+    };
     if gone {
         tracing::debug!(error = %chain(error), "a client was not taken on");
     } else {

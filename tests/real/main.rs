@@ -10,6 +10,7 @@ mod node;
 mod pipeline;
 mod python;
 mod redis;
+mod remapped;
 mod sqlite;
 mod stores;
 mod suite;

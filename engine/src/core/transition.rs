@@ -34,6 +34,8 @@ transitions! {
     DuplicateFault => "duplicate-fault",
     /// A fault on a poisoned page.
     FaultOnPoison => "fault-on-poison",
+    /// A fault where no region is: in a slot, at the sentinel, or in what is registered still though all of it is back.
+    FaultOutside => "fault-outside",
     /// A demanded page starts back from its slot.
     Recall => "recall",
     /// A neighbour starts back from the slot with it.

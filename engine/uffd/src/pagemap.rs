@@ -75,7 +75,11 @@ pub struct ScanRange {
 impl Pagemap {
     /// Of the process that has this number now.
     pub fn open(pid: u32) -> Result<Pagemap, Error> {
-        Pagemap::open_path(&format!("/proc/{pid}/pagemap"))
+        let opened = Pagemap::open_path(&format!("/proc/{pid}/pagemap"));
+        opened.map_err(|error| match error.errno() {
+            Some(libc::ENOENT | libc::ESRCH) => Error::Gone { pid },
+            _ => error,
+        })
     }
 
     /// Of this process.

@@ -4,6 +4,10 @@
 //! address one by one, and when it comes to a watched one that isn't the first it refuses with the others moved already. A look
 //! beforehand doesn't help: the daemon may begin to watch a part between the look and the call. So where there is an agent a range
 //! goes to its place piece by piece, however it is divided and whenever that changes; each piece is a call that the daemon hears of.
+//!
+//! How much went with a piece that was refused must be known exactly: what has left is a hole where another thread's memory may be by
+//! now, and a second call for it would carry that off. The place tells: it is of a kind of its own, so that what is still reserved at
+//! its end is one mapping, and what came before it isn't a part of that.
 
 use core::ffi::{c_int, c_void};
 
@@ -83,9 +87,9 @@ unsafe fn remap(wish: Wish) -> Result<usize, Errno> {
         }
         // What is there goes in any case, and nobody else takes the place meanwhile.
         // SAFETY: the caller's promise.
-        let place = unsafe { sys::map_over(pages.to, pages.new_len) }?;
+        let (place, is_certain) = unsafe { sys::reserve(Some(pages.to), pages.new_len) }?;
         // SAFETY: the caller's promise; the place is ours.
-        return unsafe { to_place(Wish { to: place, ..pages }) };
+        return unsafe { to_place(Wish { to: place, ..pages }, is_certain) };
     }
     // Without a fixed address the kernel refuses before it changes anything.
     // SAFETY: the caller's promise.
@@ -97,45 +101,43 @@ unsafe fn remap(wish: Wish) -> Result<usize, Errno> {
         // SAFETY: the caller's promise.
         return unsafe { grow(pages) };
     }
-    let place = sys::map(pages.new_len, sys::NO_ACCESS)?;
+    // SAFETY: nothing is replaced.
+    let (place, is_certain) = unsafe { sys::reserve(None, pages.new_len) }?;
     // SAFETY: the caller's promise; the place is ours.
-    unsafe { to_place(Wish { to: place, flags: pages.flags | sys::MREMAP_FIXED, ..pages }) }
+    unsafe { to_place(Wish { to: place, flags: pages.flags | sys::MREMAP_FIXED, ..pages }, is_certain) }
 }
 
-/// Moves the range to where one mapping of ours reserves the place.
+/// Moves the range to a place that was reserved for it, which is `certain` to tell what it still reserves.
 ///
 /// # Safety
 /// As mremap, and the place must be the caller's.
-unsafe fn to_place(mut wish: Wish) -> Result<usize, Errno> {
+unsafe fn to_place(mut wish: Wish, certain: bool) -> Result<usize, Errno> {
     if wish.new_len < wish.old_len {
         // SAFETY: what a range is shortened by goes.
         unsafe { sys::unmap(wish.at + wish.new_len, wish.old_len - wish.new_len) };
         wish.old_len = wish.new_len;
     }
+    let end = wish.to + wish.new_len;
     let mut done = 0;
     let mut piece = wish.old_len;
     while done < wish.old_len {
         let grown = if done + piece == wish.old_len { wish.new_len - done } else { piece };
         let one = Wish { at: wish.at + done, old_len: piece, new_len: grown, to: wish.to + done, ..wish };
         // SAFETY: a piece of what the caller may move, to a place of ours.
-        let result = unsafe { one.as_it_is() };
-        let left = wish.new_len - done;
-        let went = match result {
-            Ok(_) => piece,
-            // What went nevertheless is a mapping of its own in what is left of the place.
-            Err(Errno::FAULT) => Some(mapping_at(one.to, left)).filter(|first| *first < left).unwrap_or(0),
-            Err(_) => 0,
+        let Err(error) = (unsafe { one.as_it_is() }) else {
+            done += piece;
+            piece = wish.old_len - done;
+            continue;
         };
+        // A kernel that has no place of a certain kind moves all of a piece or nothing.
+        let went = if certain { end - one.to - mapping_before(end, end - one.to) } else { 0 };
         done += went;
-        piece = match (went, result) {
-            (0, Err(Errno::FAULT)) if piece > PAGE => (piece / 2).next_multiple_of(PAGE),
-            (0, Err(error)) => {
-                // SAFETY: nothing of the program's is there.
-                unsafe { sys::unmap(one.to, left) };
-                return Err(error);
-            }
-            _ => wish.old_len - done,
-        };
+        if error != Errno::FAULT || (went == 0 && piece == PAGE) {
+            // SAFETY: nothing of the program's is in the rest of the place.
+            unsafe { sys::unmap(wish.to + done, wish.new_len - done) };
+            return Err(error);
+        }
+        piece = if went == 0 { (piece / 2).next_multiple_of(PAGE) } else { wish.old_len - done };
     }
     Ok(wish.to)
 }
@@ -164,12 +166,12 @@ fn is_mapped(at: usize) -> bool {
     unsafe { call(nr::MREMAP, [at, PAGE, PAGE, 0, 0, 0]) }.is_ok()
 }
 
-/// How much of `len` bytes from `at` on is one mapping.
-fn mapping_at(at: usize, len: usize) -> usize {
+/// How much of `len` bytes before `end` is one mapping.
+fn mapping_before(end: usize, len: usize) -> usize {
     let (mut one, mut several) = (0, len / PAGE + 1);
     while several - one > 1 {
         let middle = one.midpoint(several);
-        if is_one_mapping(at, middle * PAGE) { one = middle } else { several = middle }
+        if is_one_mapping(end - middle * PAGE, middle * PAGE) { one = middle } else { several = middle }
     }
     one * PAGE
 }

@@ -19,6 +19,7 @@ impl Errno {
     pub(crate) const EXIST: Self = Self(17);
     pub(crate) const INVAL: Self = Self(22);
     pub(crate) const NOSYS: Self = Self(38);
+    pub(crate) const OPNOTSUPP: Self = Self(95);
 }
 
 /// Numbers of system calls.
@@ -206,6 +207,7 @@ pub(crate) const PAGE: usize = 4096;
 pub(crate) const READ_WRITE: usize = 3;
 pub(crate) const NO_ACCESS: usize = 0;
 const PRIVATE_ANONYMOUS: usize = 0x22;
+const DROPPABLE_ANONYMOUS: usize = 0x28;
 const FIXED: usize = 0x10;
 const FIXED_NOREPLACE: usize = 0x10_0000;
 
@@ -231,13 +233,21 @@ pub(crate) fn map_at(at: usize, len: usize, access: usize) -> Result<usize, Errn
     by_value!(nr::MMAP, at, len, access, PRIVATE_ANONYMOUS | FIXED_NOREPLACE, usize::MAX, 0)
 }
 
-/// A reserved range in place of whatever is there.
+/// A reserved range that is one mapping until its owner changes that, and whether it is certain to be: nobody can watch a part of what
+/// is droppable, and next to other memory it stays a mapping of its own. Before Linux 6.11 it is private memory like any other.
 ///
 /// # Safety
-/// Nothing may use what is there any more.
-pub(crate) unsafe fn map_over(at: usize, len: usize) -> Result<usize, Errno> {
+/// With an address it is in place of whatever is there, which nothing may use any more.
+pub(crate) unsafe fn reserve(over: Option<usize>, len: usize) -> Result<(usize, bool), Errno> {
+    let (at, fixed) = over.map_or((0, 0), |at| (at, FIXED));
     // SAFETY: the caller's promise.
-    unsafe { call(nr::MMAP, [at, len, NO_ACCESS, PRIVATE_ANONYMOUS | FIXED, usize::MAX, 0]) }
+    match unsafe { call(nr::MMAP, [at, len, NO_ACCESS, DROPPABLE_ANONYMOUS | fixed, usize::MAX, 0]) } {
+        // SAFETY: the caller's promise.
+        Err(Errno::INVAL | Errno::OPNOTSUPP) => unsafe {
+            call(nr::MMAP, [at, len, NO_ACCESS, PRIVATE_ANONYMOUS | fixed, usize::MAX, 0]).map(|place| (place, false))
+        },
+        place => place.map(|place| (place, true)),
+    }
 }
 
 /// # Safety
