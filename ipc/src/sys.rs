@@ -108,7 +108,7 @@ impl Memory for OwnMemory {
 
     fn uffd_move(&mut self, src: Span, dest: u64) -> Outcome {
         // SAFETY: see the type; the destination lies in the staging area, which holds nothing of the program's.
-        unsafe { self.uffd.move_pages(dest, src.start(), src.len(), MoveMode::default()) }
+        unsafe { self.uffd.move_to_empty(dest, src.start(), src.len(), MoveMode::default()) }
     }
 
     fn in_core(&mut self, area: Span, pages: &mut Vec<bool>) -> Result<(), Error> {

@@ -119,10 +119,10 @@ impl InlineMemory {
         loop {
             // SAFETY: needed because the pages vanish from where the program has them. The range is registered, so whoever touches them
             // has us bring them back.
-            let outcome = unsafe { self.uffd.move_pages(to + done, from.start() + done, len - done, MODE) };
+            let outcome =
+                unsafe { self.uffd.move_to_empty(to + done, from.start() + done, len - done, MODE) };
             done += outcome.done;
             match outcome.stop {
-                Some(Stop::Busy) if outcome.done > 0 && done < len => {}
                 Some(Stop::Pinned) if unshared_at != Some(done) && unshare(from.start() + done) => {
                     unshared_at = Some(done);
                 }

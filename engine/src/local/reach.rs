@@ -93,8 +93,7 @@ unsafe impl Reach for LocalReach {
     }
 }
 
-/// Moves page by page further where the kernel stopped in the middle, until it is done or says why not. A page that a fork
-/// left shared in name only is made exclusive and tried once more.
+/// Moves until it is done or the kernel says why not. A page that a fork left shared in name only is made exclusive and tried once more.
 fn move_pages(uffd: &Uffd, order: Order) -> Outcome {
     let mode = MoveMode { dont_wake: true, allow_src_holes: true };
     let (mut done, len) = (0, order.from.len());
@@ -103,10 +102,9 @@ fn move_pages(uffd: &Uffd, order: Order) -> Outcome {
         // SAFETY: needed because the pages vanish from where the program has them. The range is managed and registered, so
         // whoever touches it waits for us to bring them back; the slot is ours and empty.
         let outcome =
-            unsafe { uffd.move_pages(order.to + done, order.from.start() + done, len - done, mode) };
+            unsafe { uffd.move_to_empty(order.to + done, order.from.start() + done, len - done, mode) };
         done += outcome.done;
         match outcome.stop {
-            Some(Stop::Busy) if outcome.done > 0 && done < len => {}
             Some(Stop::Pinned) if unshared_at != Some(done) && unshare(order.from.start() + done) => {
                 unshared_at = Some(done);
             }

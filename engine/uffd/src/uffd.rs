@@ -7,7 +7,7 @@ use crate::abi::{self, Fill, Transfer};
 use crate::open::check_kind;
 use crate::{
     DecodeError, Error, Features, Message, OpenMode, Operation, Outcome, RangeIoctls, RawMessage, RawUffd,
-    RegisterMode, Span,
+    RegisterMode, Span, Stop, page_bytes,
 };
 
 /// A userfaultfd that is ready for use: one address space, this process's or another's.
@@ -148,6 +148,31 @@ impl Uffd {
         // and the registrant for the destination.
         let answer = unsafe { abi::ioctl(self, abi::UFFD_MOVE, &mut argument) };
         outcome(Operation::Move, len, answer, argument.result)
+    }
+
+    /// Moves pages from `src` to `dst`, where nothing is and nobody else puts anything, going on where the kernel stops half-way.
+    ///
+    /// So a page that is at `dst` nevertheless was moved by this very call, and is counted: Linux 6.18 tries again by itself what a change
+    /// of the page's accessed bit came in the way of, but keeps the error (`move_pages` in mm/userfaultfd.c). It neither counts what it then
+    /// moves nor goes on behind it, and ends with `EEXIST` for it. Taken at its word that is a page that reads as zeros.
+    ///
+    /// # Safety
+    ///
+    /// As [`move_pages`](Self::move_pages).
+    pub unsafe fn move_to_empty(&self, dst: u64, src: u64, len: u64, mode: MoveMode) -> Outcome {
+        let mut done = 0;
+        while done < len {
+            // SAFETY: the caller's promise, for a part.
+            let outcome = unsafe { self.move_pages(dst + done, src + done, len - done, mode) };
+            done += outcome.done;
+            match outcome.stop {
+                None => {}
+                Some(Stop::Busy) if outcome.done > 0 => {}
+                Some(Stop::Present) => done += page_bytes(),
+                stop => return Outcome { done, stop },
+            }
+        }
+        Outcome { done: len, stop: None }
     }
 
     /// Makes missing pages of `span` fatal to touch: SIGBUS, or `EFAULT` in a system call. A later [`Uffd::copy`] heals them.

@@ -44,6 +44,9 @@ fn move_bare(agent: &Agent, src: Region, dest: u64) -> (u64, u32) {
             None => {}
             // After a part the next try, from there, tells the reason.
             Some(Errno::AGAIN) if moved > 0 => {}
+            // Slots are empty before they are moved into. Linux 6.18 tries again by itself when a page's accessed bit changes meanwhile,
+            // but then doesn't count what it moves, and ends with this for what it has moved itself.
+            Some(Errno::EXIST) => done += PAGE as u64,
             Some(errno) => return (done, reason(errno, agent.pagemap(), src.address + done)),
         }
     }
@@ -53,7 +56,6 @@ fn move_bare(agent: &Agent, src: Region, dest: u64) -> (u64, u32) {
 fn reason(errno: Errno, pagemap: Option<&Fd>, at: u64) -> u32 {
     match errno {
         Errno::AGAIN => stop::BUSY,
-        Errno::EXIST => stop::PRESENT,
         Errno::NOENT => stop::HOLE,
         Errno::NOMEM => stop::NO_MEMORY,
         // Mapped by nobody else, so it isn't a living child that shares it.

@@ -1,9 +1,10 @@
 //! UFFDIO_MOVE: pages change place without being copied.
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use userswap_uffd::{
-    Advice, Features, Mapping, MoveMode, Outcome, Pagemap, Protection, Span, Stop, own, page_bytes,
+    Advice, CopyMode, Features, Mapping, MoveMode, Outcome, Pagemap, Protection, Span, Stop, own, page_bytes,
 };
 
 use crate::support::{Rig, assert_quiet, next_fault, peek, poke, reader};
@@ -179,4 +180,52 @@ fn pin(span: Span) -> Option<OwnedFd> {
     let answer =
         unsafe { libc::syscall(libc::SYS_io_uring_register, ring.as_raw_fd(), 0, &raw const buffer, 1) };
     (answer == 0).then_some(ring)
+}
+
+/// Pages become dirty while they move: a thread writes to them, and MADV_FREE makes them clean before each move. Linux 6.18 moves pages then that
+/// it doesn't count, and says that they are in the way; a program whose pages they were read zeros. How often that happens is chance.
+#[test]
+fn pages_that_become_dirty_while_they_move_all_arrive() {
+    const PAGES: u64 = 64;
+    const ROUNDS: u32 = 300;
+    let name = "pages_that_become_dirty_while_they_move_all_arrive";
+    let Some(rig) = Rig::new(name, Features::MOVE, PAGES) else { return };
+    let staged = staging(PAGES);
+    let (here, there) = (rig.addr(0), staged.span().start());
+    rig.register(rig.span());
+    rig.register(staged.span());
+    (0..PAGES).for_each(|page| {
+        assert!(rig.uffd.copy(rig.addr(page), &[7; 4096], CopyMode::default()).is_complete())
+    });
+    let (over, passes) = (AtomicBool::new(false), AtomicU32::new(0));
+    let whole = Outcome { done: rig.span().len(), stop: None };
+    let mut wrong = None;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                (0..PAGES).for_each(|page| poke(rig.addr(page), 7));
+                passes.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        for _ in 0..ROUNDS {
+            let before = passes.load(Ordering::Relaxed);
+            while passes.load(Ordering::Relaxed) == before {
+                std::hint::spin_loop();
+            }
+            // SAFETY: what the pages hold is written to them again and again.
+            unsafe { own::madvise(rig.span(), Advice::Free) }.unwrap();
+            // SAFETY: who writes to the pages waits for them to be back.
+            let away = unsafe { rig.uffd.move_to_empty(there, here, rig.span().len(), PLAIN) };
+            // SAFETY: the staging pages are this test's.
+            let back = unsafe { rig.uffd.move_to_empty(here, there, rig.span().len(), PLAIN) };
+            if (away, back) != (whole, whole) {
+                wrong = Some((away, back));
+                break;
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+        // Whoever waits still finds zeros.
+        rig.uffd.unregister(rig.span()).unwrap();
+    });
+    assert_eq!(wrong, None);
 }
