@@ -325,7 +325,8 @@ impl Directory {
 }
 
 /// The ranges without what they have in common with `other`.
-fn without(spans: &[Span], other: Span) -> Vec<Span> {
+/// What of `spans` isn't in `other`.
+pub(crate) fn without(spans: &[Span], other: Span) -> Vec<Span> {
     let minus = |span: &Span| {
         let (before, after) = span.subtract(&other);
         before.into_iter().chain(after)

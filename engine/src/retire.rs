@@ -1,6 +1,6 @@
 //! Letting an address space go in good order: everything back, nothing registered.
 
-use crate::directory::Part;
+use crate::directory::{Part, without};
 use crate::evict::AROUND;
 use crate::memory::MemoryError;
 use crate::space::Space;
@@ -22,15 +22,27 @@ impl Space {
         // All of it first: nothing is unregistered while anything is out.
         self.each_part(|space, span| space.bring_back(span, AROUND).map(drop))?;
         self.each_part(Self::let_go)?;
-        for span in std::mem::take(&mut *self.leftover.lock()) {
-            // It may be unmapped by now.
-            let _ = self.memory().unregister(span);
-        }
+        self.unregister_leftover();
         if let Ok(sentinel) = Span::new(self.sentinel(), page_bytes()) {
             // A child that never had it registered needs nothing done.
             let _ = self.memory().unregister(sentinel);
         }
         Ok(out)
+    }
+
+    /// A range is nobody's that is registered still.
+    pub(crate) fn note_leftover(&self, span: Span) {
+        let mut leftover = self.leftover.lock();
+        *leftover = without(&leftover, span);
+        leftover.push(span);
+    }
+
+    /// Leaves to the kernel what is nobody's. Nothing at all may be out.
+    pub(crate) fn unregister_leftover(&self) {
+        for span in std::mem::take(&mut *self.leftover.lock()) {
+            // It may be unmapped by now.
+            let _ = self.memory().unregister(span);
+        }
     }
 
     /// Does something about every part, patiently.

@@ -125,7 +125,7 @@ impl Space {
                     // A range that is gone without our knowing needs no unregistering.
                     let _ = self.memory().unregister(piece);
                 } else if registered {
-                    self.leftover.lock().push(piece);
+                    self.note_leftover(piece);
                 }
                 directory.take(piece);
             }
@@ -182,6 +182,7 @@ impl Space {
                 }
             }
         }
+        self.unregister_leftover();
         Ok(())
     }
 }

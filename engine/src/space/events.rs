@@ -2,7 +2,7 @@
 
 use super::{Books, Space, pool_of};
 use crate::core::{Counts, Lost, PageTable, SlotId, SlotPage, Transition};
-use crate::directory::{Directory, Part, Region};
+use crate::directory::{Directory, Part, Region, without};
 use crate::memory::{Batch, Event, Memory, MemoryError};
 use crate::record::Change;
 use crate::slots::{Phase, SlotNames, Standing};
@@ -88,6 +88,12 @@ impl Space {
             Event::Unmap(span) => {
                 self.note_change(Change::Gone(span.start(), span.end()));
                 directory.take_removed(span);
+                {
+                    let mut leftover = self.leftover.lock();
+                    if !leftover.is_empty() {
+                        *leftover = without(&leftover, span);
+                    }
+                }
                 for part in directory.explain(span).parts {
                     let (_, moving) = part.region.lock().unmap(part.piece.first, part.piece.pages, lost);
                     if moving {
@@ -122,11 +128,11 @@ impl Space {
         }
         let (Ok(source), Ok(target)) = (Span::new(from, len), Span::new(to, len)) else { return };
         self.note_change(Change::Gone(source.start(), source.end()));
-        {
-            let mut leftover = self.leftover.lock();
-            if leftover.iter().any(|span| span.overlaps(&source)) {
-                leftover.push(target);
-            }
+        let carried: Vec<Span> =
+            self.leftover.lock().iter().filter_map(|span| span.intersection(&source)).collect();
+        // What it was carried off from stays in the list until that is unmapped, which the mover may not have asked for.
+        for span in carried {
+            span.moved_to(to + (span.start() - from)).into_iter().for_each(|span| self.note_leftover(span));
         }
         let moved = directory.explain(source);
         // Mostly that event came before this one.
