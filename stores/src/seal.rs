@@ -71,7 +71,9 @@ impl Seal {
             key.advise(advice).map_err(failed(doing))?;
         }
         if let Some(kept) = &kept {
-            kept.file.read_exact_at(&mut key[..KEY], kept.at).map_err(failed("reading a key that is kept"))?;
+            kept.file
+                .read_exact_at(&mut key[..KEY], kept.at)
+                .map_err(failed("reading a key that is kept"))?;
         }
         if key[..KEY].iter().all(|byte| *byte == 0) {
             make_key(&mut key[..KEY])?;

@@ -154,6 +154,7 @@ impl<T> Slab<T> {
         Name { entry: at * CHUNK + within, tag: self.tag }
     }
 
+    #[cfg(feature = "file")]
     /// Puts a value into this entry, which is free: for who finds things where others have put them.
     pub(crate) fn insert_at(&mut self, entry: usize, value: T) -> Name {
         let (at, within) = (entry / CHUNK, entry % CHUNK);
@@ -168,6 +169,7 @@ impl<T> Slab<T> {
         Name { entry, tag: self.tag }
     }
 
+    #[cfg(feature = "file")]
     /// Entries from here on are free.
     pub(crate) fn end(&self) -> usize {
         self.chunks.len() * CHUNK

@@ -89,12 +89,13 @@ impl Drop for Ends<'_> {
 }
 
 /// A program that takes part, forks all the while, and looks at every byte.
-fn takes_part(test: &str, contract: &str) {
+fn takes_part(test: &str, contract: &str, store: impl Fn(&Place) -> String) {
     if !can_serve(test) {
         return;
     }
     let place = Place::new();
-    let mut daemon = Mortal::of(Daemon::start(&place, &["--contract", contract]));
+    let arguments = ["--contract", contract, "--store", &store(&place)];
+    let mut daemon = Mortal::of(Daemon::start(&place, &arguments));
     let mut client = Talk::start(&mut patient::command(&place.at("s"), contract));
     client.expect_line_of_tests("ready");
     let (control, pid) = (daemon.daemon.control.clone(), client.pid());
@@ -112,19 +113,67 @@ fn takes_part(test: &str, contract: &str) {
 
 #[test]
 fn who_takes_part_never_notices() {
-    takes_part("who_takes_part_never_notices", "extended");
+    takes_part("who_takes_part_never_notices", "extended", in_memory);
 }
 
 #[test]
 fn nor_does_who_speaks_the_four_calls_alone() {
-    takes_part("nor_does_who_speaks_the_four_calls_alone", "strict");
+    takes_part("nor_does_who_speaks_the_four_calls_alone", "strict", in_memory);
+}
+
+#[test]
+fn nor_does_it_matter_that_memory_is_in_a_file() {
+    takes_part("nor_does_it_matter_that_memory_is_in_a_file", "extended", in_a_file);
+}
+
+#[test]
+fn nor_that_it_is_in_three_tiers() {
+    takes_part("nor_that_it_is_in_three_tiers", "extended", in_tiers);
+}
+
+#[test]
+fn nor_that_some_of_it_was_written_back() {
+    takes_part("nor_that_some_of_it_was_written_back", "extended", written_back);
+}
+
+fn in_memory(_: &Place) -> String {
+    "ram:lz4".to_owned()
+}
+
+/// So small that it is cleaned all the time.
+fn in_a_file(place: &Place) -> String {
+    format!("file:{}?size=64M&reserve=0", place.at("temporary"))
+}
+
+/// Each of which is full all the time, so that pages go down.
+fn in_tiers(place: &Place) -> String {
+    let file = in_a_file(place);
+    format!("tier?age=1s:ram:lz4?capacity=1M>zram?mem_limit=1M>{file}")
+}
+
+fn written_back(place: &Place) -> String {
+    format!("zram?mem_limit=1M&writeback=all&writeback_idle=1s:{}", in_a_file(place))
 }
 
 #[test]
 fn nor_do_programs_that_know_nothing() {
-    let test = "nor_do_programs_that_know_nothing";
+    know_nothing("nor_do_programs_that_know_nothing", in_memory);
+}
+
+#[test]
+fn nor_do_they_with_memory_in_a_file() {
+    know_nothing("nor_do_they_with_memory_in_a_file", in_a_file);
+}
+
+#[test]
+fn nor_do_they_with_memory_in_three_tiers() {
+    know_nothing("nor_do_they_with_memory_in_three_tiers", in_tiers);
+}
+
+/// Two programs under a limit, which write to their memory, fork, and outgrow what they had.
+fn know_nothing(test: &str, store: impl Fn(&Place) -> String) {
     let Some((place, filler)) = with_filler(test) else { return };
-    let mut daemon = Mortal::of(Daemon::start(&place, &["--limit", "16M"]));
+    let mut daemon = Mortal::of(Daemon::start(&place, &["--limit", "16M", "--store", &store(&place)]));
     let served = place.at("s");
     let mut clients: Vec<Talk> = (0..2)
         .map(|_| {

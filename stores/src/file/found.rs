@@ -69,7 +69,11 @@ impl Log {
                 segment.used = segment.used.max(end);
                 segment.records.push(entry);
             }
-            found.push(FoundPage { key: noted.key, handle: name.handle(|entry| entry), sealed: noted.sealed });
+            found.push(FoundPage {
+                key: noted.key,
+                handle: name.handle(|entry| entry),
+                sealed: noted.sealed,
+            });
         }
         let most_used = buffers.keys().map(|number| *number as usize + 1).max().unwrap_or(0);
         log.have_segments(on_device.max(most_used).min(most));

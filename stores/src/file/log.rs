@@ -526,7 +526,8 @@ impl Log {
         let Some(segment) = self.segments.get_mut(number as usize) else { return };
         segment.allocated = !done;
         self.counts.allocated -= usize::from(done);
-        if done && std::mem::replace(&mut segment.suspect, false)
+        if done
+            && std::mem::replace(&mut segment.suspect, false)
             && let Some(book) = &self.book
         {
             book.absolve(number);

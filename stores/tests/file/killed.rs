@@ -49,13 +49,7 @@ fn child() {
     let keys = memory();
     let (store, _) = File::open_kept(&spec(), PAGE, None, keys.as_fd(), 0).unwrap();
     let [book, file] = store.descriptors().unwrap();
-    println!(
-        "\nleft {} {} {} {}",
-        std::process::id(),
-        book.as_raw_fd(),
-        file.as_raw_fd(),
-        keys.as_raw_fd()
-    );
+    println!("\nleft {} {} {} {}", std::process::id(), book.as_raw_fd(), file.as_raw_fd(), keys.as_raw_fd());
     work(&store, &mut vec![None; PAGES], 0, |generation| {
         if generation.to_string() == at_least {
             println!("\nready");
@@ -147,7 +141,12 @@ fn a_successor_finds_every_page_of_a_file() {
         let mut pages: Vec<u64> = found.iter().map(|(key, _)| key.page).collect();
         pages.sort_unstable();
         pages.dedup();
-        assert!(pages.len() >= PAGES - 1 && found.len() <= pages.len() + 1, "{} {}", pages.len(), found.len());
+        assert!(
+            pages.len() >= PAGES - 1 && found.len() <= pages.len() + 1,
+            "{} {}",
+            pages.len(),
+            found.len()
+        );
         for (key, handle) in &found {
             assert_eq!(fetch_and_wait(&store, *handle, *key).unwrap(), page(*key), "{key}");
         }
