@@ -5,6 +5,7 @@ use crate::config::Settings;
 use crate::failure::{Failure, chain};
 use crate::{logs, policy, run, sandbox};
 use rustix::event::{PollFd, PollFlags};
+use rustix::process::Resource;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use userswap_stores::spec::{Kept, Spec, SpecError};
 pub(crate) fn daemon(args: &Daemon, logs: Logs) -> Result<ExitCode, Failure> {
     let settings = Settings::of(args, logs)?;
     logs::start(settings.log, settings.log_level);
+    allow_descriptors();
     let spec = userswap_stores::spec::parse(&settings.store).map_err(|error| run::store_failure(&error))?;
     let kept = if spec.can_outlive() { Some(keep(&settings, spec.has_keys())?) } else { None };
     let inherited = match kept {
@@ -51,6 +53,15 @@ pub(crate) fn daemon(args: &Daemon, logs: Logs) -> Result<ExitCode, Failure> {
     }
     tracing::info!("ended");
     Ok(ExitCode::SUCCESS)
+}
+
+/// As many as may be: a client takes five, and its forked children two each.
+fn allow_descriptors() {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "no more descriptors than a process has by default");
+    }
 }
 
 /// Splits into a keeper and its workers. Where the store outlives a worker everything does.
