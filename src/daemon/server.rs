@@ -145,6 +145,9 @@ pub(super) struct Inner {
     stop: AtomicBool,
 }
 
+/// How long the door stays closed after somebody was turned away at it.
+const HELD_UP: Duration = Duration::from_millis(1);
+
 /// Hints that are kept.
 const MOST_HINTS: usize = 1024;
 
@@ -392,7 +395,16 @@ impl Inner {
             };
             match listener.accept(Wait::For(sweep)) {
                 Ok(Received::Got(connection)) => {
-                    let Some(door) = self.door_for(&connection) else { continue };
+                    let door = match self.door_for(&connection) {
+                        Ok(door) => door,
+                        Err(error) => {
+                            self.refuse(&error);
+                            drop(connection);
+                            // Whoever comes again and again at once is held up by that, and who comes meanwhile for the length of a queue.
+                            std::thread::sleep(HELD_UP);
+                            continue;
+                        }
+                    };
                     let inner = Arc::clone(self);
                     let admitting =
                         std::thread::Builder::new().name("userswap-admit".into()).spawn(move || {
@@ -415,21 +427,14 @@ impl Inner {
         }
     }
 
-    /// Lets somebody in to be taken on, unless that is being done for so many of its user already.
-    fn door_for(&self, connection: &Connection) -> Option<Door> {
-        match Peer::of(connection) {
-            Ok(peer) => {
-                let door = self.doors.enter(peer.uid());
-                if door.is_none() {
-                    self.refuse(&ServerError::Crowd { pid: peer.pid(), uid: peer.uid() });
-                }
-                door
-            }
-            Err(error) => {
-                self.refuse(&LinkError::from(error).into());
-                None
-            }
+    /// Lets somebody in to be taken on, unless so many of its user are. Nothing is kept of who may do worse.
+    fn door_for(&self, connection: &Connection) -> Result<Option<Door>, ServerError> {
+        let peer = Peer::of(connection).map_err(LinkError::from)?;
+        if [0, rustix::process::geteuid().as_raw()].contains(&peer.uid()) {
+            return Ok(None);
         }
+        let door = self.doors.enter(peer.uid(), Instant::now());
+        door.map(Some).ok_or(ServerError::Crowd { pid: peer.pid(), uid: peer.uid() })
     }
 
     /// Somebody was not taken on.

@@ -313,8 +313,8 @@ fn whoever_takes_all_descriptors_takes_them_from_itself() {
     }
 }
 
-/// What an honest client gets done while somebody floods the daemon, as a share of what it gets done while somebody as busy leaves the daemon alone. Printed, since it is about
-/// time; that it gets anything done at all is what fails here.
+/// What an honest client gets done while somebody floods the daemon is at least 0.8 of what it gets done while somebody as busy leaves the daemon alone, in turn. It is several times as much, for
+/// whoever floods is held up at the door; so this isn't about how fast a machine is.
 #[test]
 fn a_flood_takes_no_more_than_its_share() {
     let name = "a_flood_takes_no_more_than_its_share";
@@ -339,6 +339,7 @@ fn a_flood_takes_no_more_than_its_share() {
         attacker.kill();
     }
     println!("{name}: {} rounds under a flood, {} beside busy threads", done[1], done[0]);
+    assert!(done[1] * 10 >= done[0] * 8, "{done:?}");
     honest.say("end");
     honest.wait();
     daemon.nothing_left();
