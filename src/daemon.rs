@@ -9,6 +9,7 @@ pub mod confine;
 mod confinement;
 #[cfg(feature = "control")]
 pub mod control;
+mod doors;
 mod eyes;
 pub mod footprint;
 #[cfg(all(feature = "control", feature = "run"))]
@@ -32,6 +33,7 @@ pub mod settings;
 mod steward;
 mod survey;
 mod sweep;
+mod telling;
 mod throttle;
 mod total;
 #[cfg(feature = "control")]

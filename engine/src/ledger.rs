@@ -63,7 +63,7 @@ const MAGIC: u64 = 0x7573_7761_6c65_6400 | LAYOUT;
 
 /// Which layout of ledgers and lists this program writes and takes up. Changed with any of them, with what an embedder's notes say, and with the layout of the
 /// store's objects.
-pub const LAYOUT: u64 = 1;
+pub const LAYOUT: u64 = 2;
 
 /// The words of the head.
 #[derive(Clone, Copy)]

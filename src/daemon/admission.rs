@@ -167,6 +167,10 @@ pub(crate) fn told(
     let process = Process::from_pidfd(pidfd)?;
     let pagemap =
         Pagemap::open(peer.pid()).map_err(|source| ServerError::NoPagemap { pid: peer.pid(), source })?;
+    // Was it alive when that was opened, it is its own, and not that of whoever has the number now.
+    if process.has_exited()? {
+        return Err(userswap_uffd::Error::Gone { pid: peer.pid() }.into());
+    }
     Ok(Told { link, process, pagemap, slots, slot_pages, was_shared: Mutex::default() })
 }
 

@@ -132,6 +132,12 @@ impl Handover {
         let roster = take(handover.roster).ok_or_else(missing)?;
         let roster = Roster::adopt(roster)
             .map_err(|source| KeeperError::Start { doing: "taking up the list of clients", source })?;
+        if let Some(number) = roster.keys_number() {
+            let keys = take(number).ok_or_else(missing)?;
+            roster
+                .adopt_keys(keys)
+                .map_err(|source| KeeperError::Start { doing: "taking up keys", source })?;
+        }
         let listener = take(handover.listener).ok_or_else(missing)?;
         let control = match handover.control {
             Some(control) => Some(take(control).ok_or_else(missing)?),

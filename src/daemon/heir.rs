@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::error::Error;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 use userswap_engine::{Ledger, Memory, Roster, Watched};
@@ -24,7 +24,8 @@ pub struct Heritage {
     epoch: u64,
     /// Closed by whoever takes them up, and else by nobody: a worker that gets no further leaves them to the next.
     ledgers: ManuallyDrop<Vec<Arc<Ledger>>>,
-    arena: ManuallyDrop<Option<OwnedFd>>,
+    /// Closed by nobody: they are the next one's, too.
+    arenas: ManuallyDrop<Vec<OwnedFd>>,
 }
 
 impl Heritage {
@@ -66,11 +67,12 @@ impl Heritage {
             }
             ledgers.push(ledger);
         }
-        let arena = ManuallyDrop::new(roster.arena().and_then(take));
-        kept.extend(arena.as_ref().map(AsRawFd::as_raw_fd));
+        let arenas: ManuallyDrop<Vec<_>> =
+            ManuallyDrop::new(roster.arenas().into_iter().filter_map(take).collect());
+        kept.extend(arenas.iter().map(AsRawFd::as_raw_fd));
         // SAFETY: this process owns those in `keep`, and what was just taken over.
         unsafe { close_all_but(&kept.into_iter().collect::<Vec<_>>()) }.map_err(io::Error::other)?;
-        Ok(Self { roster, epoch, ledgers, arena })
+        Ok(Self { roster, epoch, ledgers, arenas })
     }
 
     /// The list, to enter what this worker will leave.
@@ -78,9 +80,9 @@ impl Heritage {
         &self.roster
     }
 
-    /// What the store's objects are in, if there was a worker before this one: taken once.
-    pub fn take_arena(&mut self) -> Option<OwnedFd> {
-        self.arena.take()
+    /// What the store's objects are in, if there was a worker before this one that had any.
+    pub fn arenas(&self) -> Vec<BorrowedFd<'_>> {
+        self.arenas.iter().map(AsFd::as_fd).collect()
     }
 
     /// How many clients, children included, wait for this worker.

@@ -32,6 +32,8 @@ pub struct Keeper {
     control: Option<ControlSocket>,
     signals: Signals,
     patience: Duration,
+    /// Workers' stores have keys.
+    has_keys: bool,
     /// What another program was before it became this one, and the descriptors that aren't its workers'.
     before: Option<(Arc<Roster>, Vec<RawFd>)>,
 }
@@ -100,13 +102,20 @@ impl Keeper {
             None => Listener::bind(listen, mode)?,
         };
         let control = control.map(ControlSocket::bind).transpose()?;
-        Ok(Self { listener, control, signals, patience: PATIENCE, before: None })
+        Ok(Self { listener, control, signals, patience: PATIENCE, has_keys: false, before: None })
     }
 
     /// How long clients are left waiting, if no worker can serve them, before they are ended: a minute unless said otherwise.
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
+        self
+    }
+
+    /// Whether workers' stores have keys, which the keeper then has in locked memory.
+    #[must_use]
+    pub fn has_keys(mut self, yes: bool) -> Self {
+        self.has_keys = yes;
         self
     }
 
@@ -138,6 +147,10 @@ impl Keeper {
             Some(before) => before,
             None => {
                 let roster = Roster::create().map_err(failed)?;
+                if self.has_keys {
+                    let doing = "locking stores' keys in memory (RLIMIT_MEMLOCK allows how much)";
+                    roster.make_keys().map_err(|source| KeeperError::Start { doing, source })?;
+                }
                 (roster, descriptors()?)
             }
         };
@@ -264,7 +277,7 @@ impl Keeper {
         signals: Signals,
         before: (Arc<Roster>, Vec<RawFd>),
     ) -> Self {
-        Self { listener, control, signals, patience: PATIENCE, before: Some(before) }
+        Self { listener, control, signals, patience: PATIENCE, has_keys: false, before: Some(before) }
     }
 
     /// The worker has dropped what is here, or nobody ever will.

@@ -3,6 +3,7 @@
 use super::admission::{Admission, Admitted, MOVE_PAGES, Newcomer, register_sentinel, told};
 use super::builder::{Objects, ServerBuilder};
 use super::claims::Claims;
+use super::doors::{Door, Doors};
 use super::heir::{Heritage, Waiting, note};
 use super::notes;
 use super::orders::{Choose, Done};
@@ -10,6 +11,7 @@ use super::reach::ClientReach;
 use super::steward::{Start, Steward, Task};
 use super::survey::Survey;
 use super::sweep::Swept;
+use super::telling::Telling;
 use super::total::Total;
 use super::upkeep::Upkeep;
 use crossbeam::channel::{Receiver, Sender};
@@ -57,6 +59,14 @@ pub enum ServerError {
     /// A client's user isn't allowed.
     #[error("process {pid} of user {uid} is not allowed here; start the daemon with that user allowed")]
     NotAllowed {
+        /// The client.
+        pid: u32,
+        /// Its user.
+        uid: u32,
+    },
+    /// Too many of a user's processes want to be taken on at once.
+    #[error("process {pid} of user {uid} has to wait: so many others of that user are just being taken on")]
+    Crowd {
         /// The client.
         pid: u32,
         /// Its user.
@@ -130,8 +140,13 @@ pub(super) struct Inner {
     /// What clients told of themselves, for the policy.
     hints: Mutex<Vec<(u32, Hint)>>,
     refused: AtomicU64,
+    doors: Arc<Doors>,
+    telling: Telling,
     stop: AtomicBool,
 }
+
+/// How long the door stays closed after somebody was turned away at it.
+const HELD_UP: Duration = Duration::from_millis(1);
 
 /// Hints that are kept.
 const MOST_HINTS: usize = 1024;
@@ -176,6 +191,8 @@ impl Server {
             total: Mutex::new(Total::default()),
             hints: Mutex::new(Vec::new()),
             refused: AtomicU64::new(0),
+            doors: Arc::default(),
+            telling: Telling::new(),
             stop: AtomicBool::new(false),
         });
         let has_heirs = heritage.is_some();
@@ -378,13 +395,23 @@ impl Inner {
             };
             match listener.accept(Wait::For(sweep)) {
                 Ok(Received::Got(connection)) => {
+                    let door = match self.door_for(&connection) {
+                        Ok(door) => door,
+                        Err(error) => {
+                            self.refuse(&error);
+                            drop(connection);
+                            // Whoever comes again and again at once is held up by that, and who comes meanwhile for the length of a queue.
+                            std::thread::sleep(HELD_UP);
+                            continue;
+                        }
+                    };
                     let inner = Arc::clone(self);
                     let admitting =
                         std::thread::Builder::new().name("userswap-admit".into()).spawn(move || {
                             if let Err(error) = inner.admit(connection) {
-                                inner.refused.fetch_add(1, Ordering::Relaxed);
-                                tell_refused(&error);
+                                inner.refuse(&error);
                             }
+                            drop(door);
                         });
                     if let Err(error) = admitting {
                         tracing::warn!(%error, "no thread to take a client on with");
@@ -398,6 +425,22 @@ impl Inner {
                 }
             }
         }
+    }
+
+    /// Lets somebody in to be taken on, unless so many of its user are. Nothing is kept of who may do worse.
+    fn door_for(&self, connection: &Connection) -> Result<Option<Door>, ServerError> {
+        let peer = Peer::of(connection).map_err(LinkError::from)?;
+        if [0, rustix::process::geteuid().as_raw()].contains(&peer.uid()) {
+            return Ok(None);
+        }
+        let door = self.doors.enter(peer.uid(), Instant::now());
+        door.map(Some).ok_or(ServerError::Crowd { pid: peer.pid(), uid: peer.uid() })
+    }
+
+    /// Somebody was not taken on.
+    fn refuse(&self, error: &ServerError) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        tell_refused(error, &self.telling);
     }
 
     fn admit(self: &Arc<Self>, connection: Connection) -> Result<u32, ServerError> {
@@ -625,7 +668,7 @@ pub(super) fn end_at_once(error: &dyn std::error::Error) -> ! {
 const CANNOT_SERVE: i32 = 70;
 
 /// Says why a client was not taken on. That it was gone sooner is what short lives come to, and no news.
-fn tell_refused(error: &ServerError) {
+fn tell_refused(error: &ServerError, telling: &Telling) {
     let gone = match error {
         ServerError::Link(LinkError::Closed | LinkError::Transport(TransportError::Closed))
         | ServerError::Memory(MemoryError::Gone) => true,
@@ -636,8 +679,8 @@ fn tell_refused(error: &ServerError) {
     };
     if gone {
         tracing::debug!(error = %chain(error), "a client was not taken on");
-    } else {
-        tracing::warn!(error = %chain(error), "a client was not taken on");
+    } else if let Some(untold) = telling.may(Instant::now()) {
+        tracing::warn!(error = %chain(error), untold, "a client was not taken on");
     }
 }
 
@@ -657,7 +700,7 @@ impl Observer for Watcher {
         // Talking to the child would hold up everybody's faults.
         let enlisting = std::thread::Builder::new().name("userswap-admit".into()).spawn(move || {
             if let Err(error) = inner.enlist(child, id) {
-                tell_refused(&error);
+                tell_refused(&error, &inner.telling);
             }
         });
         if let Err(error) = enlisting {

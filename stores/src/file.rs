@@ -8,15 +8,18 @@
 //! * **Free** costs no I/O. A segment without live pages is used again; [`maintain`](Store::maintain), and a `put` that finds no room, clean
 //!   segments with few: their live records are appended anew, still sealed. Free segments are given back to the file system by `maintain`.
 //! * **Unchanged pages.** A page that leaves as it came isn't written again, as long as its record is still there: see `unchanged.rs`.
+//! * **Outliving.** A store that is [opened to be kept](File::open_kept) goes on after its process has died: see `book.rs`. It takes 32 bytes of memory a page more.
 //! * **The key** is made for the store, lives in locked memory and is never written: what is left in a file after its program was killed
 //!   is noise.
 //!
 //! A record costs 24 bytes beside the page's compressed bytes on the device, and a page 14 bytes of memory. See [`spec`](crate::spec) for what can be set.
 
 mod arrivals;
+mod book;
 mod buffer;
 mod clean;
 mod fetch;
+mod found;
 mod kept;
 mod log;
 mod place;
@@ -26,6 +29,7 @@ mod segment;
 mod target;
 mod unchanged;
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -39,9 +43,11 @@ use crate::calls::{Calls, Count};
 use crate::ram::codec::Codec;
 use crate::ram::filled;
 use crate::ram::index::{Named, filled_handle, named};
-use crate::seal::Seal;
+use crate::seal::{KEPT, KeptKey, Seal};
 use crate::spec::{Compress, FileSpec};
+use book::{Book, Shape};
 use buffer::Buffer;
+use found::FoundPage;
 use log::{Log, Write};
 use record::{Kind, Records};
 pub use ring::{Disturb, Disturbance};
@@ -105,7 +111,42 @@ impl File {
     /// [`Unsupported`](StoreError::Unsupported) for another page size, a size too small, or a codec this build hasn't; [`Io`](StoreError::Io) if it can't be opened,
     /// there is something in it already, or there can be no ring or key.
     pub fn open(spec: &FileSpec, page_size: usize) -> Result<Self, StoreError> {
-        Self::open_with(spec, page_size, None)
+        Self::open_with(spec, page_size, None, Keeping::Not).map(|(store, _)| store)
+    }
+
+    /// The same, for a store that goes on after this process has died. `left` are the [descriptors](Self::descriptors) of the one that it is to go on as, if there was one; `keys` is
+    /// memory that outlives the process, where at `at` its key is, or will be: [`KEY`](Self::KEY) bytes, zeros at first. With the store comes all that it was found to hold.
+    ///
+    /// Where there was one, an error leaves all as it is, for another try.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open); [`Io`](StoreError::Io) if what is left makes no sense.
+    pub fn open_kept(
+        spec: &FileSpec,
+        page_size: usize,
+        left: Option<[BorrowedFd<'_>; 2]>,
+        keys: BorrowedFd<'_>,
+        at: u64,
+    ) -> Result<(Self, Vec<(PageKey, Handle)>), StoreError> {
+        let twice = |fd: BorrowedFd<'_>| {
+            let failed = |source| StoreError::Io { doing: "duplicating a descriptor", source };
+            fd.try_clone_to_owned().map_err(failed)
+        };
+        let key = KeptKey { file: twice(keys)?.into(), at };
+        let keeping = match left {
+            None => Keeping::New(key),
+            Some([book, file]) => Keeping::Left { key, book: twice(book)?, file: twice(file)? },
+        };
+        Self::open_with(spec, page_size, None, keeping)
+    }
+
+    /// Bytes of a key where it is kept.
+    pub const KEY: u64 = KEPT;
+
+    /// What a process that goes on as this store needs, if it was opened to be kept.
+    pub fn descriptors(&self) -> Option<[BorrowedFd<'_>; 2]> {
+        let book = self.shared.records.book.as_ref()?;
+        Some([book.file().as_fd(), self.shared.target.file.as_fd()])
     }
 
     /// The same, with what goes wrong on the way to the device: for tests of what is around the store.
@@ -117,14 +158,15 @@ impl File {
         page_size: usize,
         disturb: Arc<dyn Disturb>,
     ) -> Result<Self, StoreError> {
-        Self::open_with(spec, page_size, Some(disturb))
+        Self::open_with(spec, page_size, Some(disturb), Keeping::Not).map(|(store, _)| store)
     }
 
     fn open_with(
         spec: &FileSpec,
         page_size: usize,
         disturb: Option<Arc<dyn Disturb>>,
-    ) -> Result<Self, StoreError> {
+        keeping: Keeping,
+    ) -> Result<(Self, Vec<(PageKey, Handle)>), StoreError> {
         if !page_size.is_power_of_two() || !(256..=65536).contains(&page_size) {
             let what = "page sizes other than powers of two from 256 to 65536";
             return Err(StoreError::Unsupported { what });
@@ -139,10 +181,38 @@ impl File {
                 return Err(StoreError::Unsupported { what: "zstd, which this build is without" });
             }
         };
-        let records = Records { seal: Seal::new(spec.encrypt)?, codec };
-        let target = Target::open(spec)?;
+        let (key, left) = match keeping {
+            Keeping::Not => (None, None),
+            Keeping::New(key) => (Some(key), None),
+            Keeping::Left { key, book, file } => (Some(key), Some((book, file))),
+        };
+        let kept = key.is_some();
+        let seal = match key {
+            None => Seal::new(spec.encrypt)?,
+            Some(key) => Seal::kept(spec.encrypt, key)?,
+        };
+        let taking_up = |source| StoreError::Io { doing: "taking up what a store has left", source };
+        let (target, left) = match left {
+            None => (Target::open(spec)?, None),
+            Some((book, file)) => (Target::adopt(file, spec).map_err(taking_up)?, Some(book)),
+        };
         let size = target.size(spec.size)?;
         let (segment_len, most) = segments(page_size, size)?;
+        let shape = Shape { page_size, segment_len, segments: most, encrypts: spec.encrypt };
+        let (log, found) = match left {
+            None => {
+                let book = kept.then(|| Book::create(&shape)).transpose();
+                let doing = "making a book of where pages are";
+                let book = book.map_err(|source| StoreError::Io { doing, source })?;
+                (Log::new(segment_len, most, book), Vec::new())
+            }
+            Some(book) => {
+                let book = Book::adopt(book, &shape).map_err(taking_up)?;
+                let reaches = target.reaches(segment_len).map_err(taking_up)?;
+                Log::adopt(segment_len, most, &book, reaches).map_err(taking_up)?
+            }
+        };
+        let records = Records { seal, codec, book: log.book.clone() };
         let io_file = target.file.try_clone();
         let io_file =
             io_file.map_err(|source| StoreError::Io { doing: "opening the store's file twice", source })?;
@@ -156,7 +226,7 @@ impl File {
         capabilities.groups_pages = true;
         capabilities.maintains = true;
         let shared = Arc::new(Shared {
-            log: Mutex::new(Log::new(segment_len, most)),
+            log: Mutex::new(log),
             changed: Condvar::new(),
             records,
             unchanged: Unchanged::new()?,
@@ -166,7 +236,26 @@ impl File {
             trouble: Mutex::new(None),
         });
         let ring = Ring::start(io_file, disturb)?;
-        Ok(Self { capabilities, segment_len, shared, ring, cleaning: Mutex::new(()) })
+        shared.target.is_had();
+        let store = Self { capabilities, segment_len, shared, ring, cleaning: Mutex::new(()) };
+        let found = store.name(found);
+        store.write_again();
+        Ok((store, found))
+    }
+
+    /// What was found, by key. Of two pages under one key the second goes: nobody could ask for it.
+    fn name(&self, mut found: Vec<FoundPage>) -> Vec<(PageKey, Handle)> {
+        found.sort_unstable_by_key(|page| page.key);
+        let mut named: Vec<(PageKey, Handle)> = Vec::with_capacity(found.len());
+        for FoundPage { key, handle, sealed } in found {
+            if named.last().is_some_and(|(last, _)| *last == key) {
+                self.shared.log.lock().free(handle);
+                continue;
+            }
+            self.shared.unchanged.found(handle, key.generation, sealed);
+            named.push((key, handle));
+        }
+        named
     }
 
     /// Bytes taken of the file system, or accounted for, whichever is more.
@@ -190,9 +279,18 @@ impl File {
     }
 
     /// Puts a page's record into the log, waiting for room if need be.
-    fn append(&self, log: &mut MutexGuard<'_, Log>, record: &[u8], kind: Kind) -> Result<Handle, StoreError> {
+    fn append(
+        &self,
+        log: &mut MutexGuard<'_, Log>,
+        key: PageKey,
+        record: &[u8],
+        kind: Kind,
+    ) -> Result<Handle, StoreError> {
+        if !log.has_names() {
+            return Err(self.full(log));
+        }
         loop {
-            if let Some(handle) = log.append(record, kind) {
+            if let Some(handle) = log.append(key, record, kind) {
                 return Ok(handle);
             }
             match self.open_segment(log, false) {
@@ -225,8 +323,11 @@ impl File {
         }
         let buffer = match log.spares.pop() {
             Some(buffer) => buffer,
-            None => Buffer::new(self.segment_len)
-                .map_err(|source| StoreError::Io { doing: "getting memory for a segment", source })?,
+            None => match &log.book {
+                Some(book) => Buffer::of_book(book),
+                None => Buffer::new(self.segment_len),
+            }
+            .map_err(|source| StoreError::Io { doing: "getting memory for a segment", source })?,
         };
         // Others may have opened one, or taken the last, while this one waited.
         if log.is_open() {
@@ -306,7 +407,9 @@ impl File {
 
     /// Makes what is to be stored of a page.
     fn make(&self, page: &Page<'_>, batch: &mut Batch) -> Result<(), StoreError> {
+        // What lives in its handle isn't found by who comes after this process.
         let half = filled::repeated_word(page.bytes).and_then(filled::repeated_half);
+        let half = half.filter(|_| self.shared.records.book.is_none());
         batch.pages.push(if let Some(half) = half {
             Made::Filled(filled_handle(page.key, half))
         } else if let Some(handle) = self.again(page) {
@@ -314,7 +417,7 @@ impl File {
         } else {
             let from = batch.bytes.len();
             let kind = self.shared.records.write(page.key, page.bytes, &mut batch.bytes)?;
-            Made::Record(kind, from..batch.bytes.len())
+            Made::Record(page.key, kind, from..batch.bytes.len())
         });
         Ok(())
     }
@@ -323,7 +426,7 @@ impl File {
     fn again(&self, page: &Page<'_>) -> Option<Handle> {
         let unchanged = &self.shared.unchanged;
         let came = unchanged.leaves(page.key, page.bytes)?;
-        let handle = self.shared.log.lock().revive(&came.trace)?;
+        let handle = self.shared.log.lock().revive(&came.trace, page.key, came.generation)?;
         unchanged.lives(handle, page.key, &came);
         Some(handle)
     }
@@ -334,7 +437,9 @@ impl File {
         for (made, handle) in batch.pages.iter().zip(handles) {
             *handle = Some(match made {
                 Made::Filled(handle) | Made::Again(handle) => *handle,
-                Made::Record(kind, range) => self.append(&mut log, &batch.bytes[range.clone()], *kind)?,
+                Made::Record(key, kind, range) => {
+                    self.append(&mut log, *key, &batch.bytes[range.clone()], *kind)?
+                }
             });
         }
         Ok(())
@@ -352,7 +457,20 @@ enum Made {
     Filled(Handle),
     /// It left as it came: its record lives again.
     Again(Handle),
-    Record(Kind, std::ops::Range<usize>),
+    Record(PageKey, Kind, std::ops::Range<usize>),
+}
+
+/// Whether a store outlives its process.
+enum Keeping {
+    Not,
+    /// From now on, with its key there.
+    New(KeptKey),
+    /// It has: this is what is left.
+    Left {
+        key: KeptKey,
+        book: OwnedFd,
+        file: OwnedFd,
+    },
 }
 
 impl Store for File {

@@ -4,9 +4,13 @@
 //!   used by two stores or after a restart. GCM-SIV would forgive a repeated nonce but for showing that two records are equal.
 //! * **Associated data**: owner, page and generation. So a record is good for the page it was made of alone: moved, swapped with another or an
 //!   older one of the same page, it doesn't open.
+//! * **Kept.** A store that outlives its process has its key in locked memory of whoever keeps it, too, and the next process goes on with it and with numbers that
+//!   were never used.
 //! * **The key** is in a page of its own: locked (never in the kernel's swap), left out of core dumps, not inherited by children.
 //!   The round keys are worked out anew for each record, on the stack.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aes_gcm_siv::aead::{AeadInOut, KeyInit};
@@ -29,11 +33,34 @@ pub(crate) struct Seal {
     next: AtomicU64,
     /// Bytes are made unreadable; otherwise they are only vouched for.
     encrypts: bool,
+    /// Where the key is kept for who comes after this process.
+    kept: Option<KeptKey>,
 }
+
+#[cfg_attr(not(feature = "file"), allow(dead_code, reason = "only a file's store outlives its process"))]
+/// A place for a key in memory that outlives the process, and is locked by whoever keeps it.
+pub(crate) struct KeptKey {
+    pub(crate) file: File,
+    pub(crate) at: u64,
+}
+
+/// Bytes a kept key takes.
+#[cfg(feature = "file")]
+pub(crate) const KEPT: u64 = KEY as u64;
 
 impl Seal {
     /// Under a new key.
     pub(crate) fn new(encrypts: bool) -> Result<Self, StoreError> {
+        Self::make(encrypts, None)
+    }
+
+    /// Under the key that is kept there; a new one, from now on kept there, if there is none yet.
+    #[cfg(feature = "file")]
+    pub(crate) fn kept(encrypts: bool, kept: KeptKey) -> Result<Self, StoreError> {
+        Self::make(encrypts, Some(kept))
+    }
+
+    fn make(encrypts: bool, kept: Option<KeptKey>) -> Result<Self, StoreError> {
         let failed = |doing| move |source| StoreError::Io { doing, source };
         let mut key = MmapMut::map_anon(KEY).map_err(failed("getting memory for a key"))?;
         key.lock().map_err(failed("locking a key in memory (RLIMIT_MEMLOCK allows how much)"))?;
@@ -43,8 +70,18 @@ impl Seal {
         ] {
             key.advise(advice).map_err(failed(doing))?;
         }
-        make_key(&mut key[..KEY])?;
-        Ok(Self { key: RwLock::new(Some(key)), next: AtomicU64::new(0), encrypts })
+        if let Some(kept) = &kept {
+            kept.file
+                .read_exact_at(&mut key[..KEY], kept.at)
+                .map_err(failed("reading a key that is kept"))?;
+        }
+        if key[..KEY].iter().all(|byte| *byte == 0) {
+            make_key(&mut key[..KEY])?;
+            if let Some(kept) = &kept {
+                kept.file.write_all_at(&key[..KEY], kept.at).map_err(failed("having a key kept"))?;
+            }
+        }
+        Ok(Self { key: RwLock::new(Some(key)), next: AtomicU64::new(0), encrypts, kept })
     }
 
     pub(crate) fn next_number(&self) -> Number {
@@ -91,6 +128,13 @@ impl Seal {
 
     /// Forgets the key: nothing opens any more, and nothing can be sealed.
     pub(crate) fn forget_key(&self) {
+        if let Some(kept) = &self.kept {
+            let _ = kept.file.write_all_at(&[0; KEY], kept.at);
+        }
+        self.drop_key();
+    }
+
+    fn drop_key(&self) {
         if let Some(mut key) = self.key.write().take() {
             key.fill(0);
         }
@@ -104,7 +148,7 @@ impl Seal {
 
 impl Drop for Seal {
     fn drop(&mut self) {
-        self.forget_key();
+        self.drop_key();
     }
 }
 

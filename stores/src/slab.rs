@@ -154,6 +154,27 @@ impl<T> Slab<T> {
         Name { entry: at * CHUNK + within, tag: self.tag }
     }
 
+    #[cfg(feature = "file")]
+    /// Puts a value into this entry, which is free: for who finds things where others have put them.
+    pub(crate) fn insert_at(&mut self, entry: usize, value: T) -> Name {
+        let (at, within) = (entry / CHUNK, entry % CHUNK);
+        if at >= self.chunks.len() {
+            self.chunks.resize_with(at + 1, || None);
+        }
+        let chunk = self.chunks[at].get_or_insert_with(|| Box::new(Chunk::new()));
+        self.tag = if self.tag >= TAGS { 1 } else { self.tag + 1 };
+        chunk.used += usize::from(chunk.values[within].is_none());
+        chunk.values[within] = Some(value);
+        chunk.tags[within] = self.tag;
+        Name { entry, tag: self.tag }
+    }
+
+    #[cfg(feature = "file")]
+    /// Entries from here on are free.
+    pub(crate) fn end(&self) -> usize {
+        self.chunks.len() * CHUNK
+    }
+
     pub(crate) fn get(&self, name: Name) -> Option<&T> {
         let chunk = self.chunks.get(name.entry / CHUNK)?.as_ref()?;
         let within = name.entry % CHUNK;

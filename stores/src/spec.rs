@@ -61,6 +61,7 @@
 //! ```
 //! In a shell these want quotes.
 
+mod kept;
 mod parse;
 #[cfg(test)]
 mod tests;
@@ -72,6 +73,7 @@ use std::sync::Arc;
 
 use userswap_store::{Store, StoreError};
 
+pub use kept::Kept;
 pub use parse::parse;
 pub use zram::{Kinds, ZramSpec};
 
@@ -148,9 +150,6 @@ pub enum Spec {
         inside: Box<Spec>,
     },
 }
-
-/// A store that was [opened to outlive](Spec::open_kept) its process, and all it was found to hold.
-pub type Kept = (Arc<dyn Store>, Vec<(userswap_store::PageKey, userswap_store::Handle)>);
 
 /// A layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -252,12 +251,6 @@ impl Spec {
         self
     }
 
-    /// Whether what such a store holds outlives the process that fills it, if another one keeps the descriptor of its memory.
-    pub fn can_outlive(&self) -> bool {
-        // Of a page that is there once for several nobody would know for which.
-        matches!(self, Self::RamLz4 { dedup: false, .. } | Self::RamZstd { dedup: false, .. })
-    }
-
     /// The builder of a store in memory.
     #[cfg(any(feature = "ram-lz4", feature = "ram-zstd"))]
     fn ram_builder(&self, page_size: usize) -> Option<crate::ram::Builder> {
@@ -275,32 +268,6 @@ impl Spec {
             }
             _ => None,
         }
-    }
-
-    /// As [`open`](Self::open), for a store that [can outlive](Self::can_outlive) its process: one that finds everything again in `left`, what a dead
-    /// process had its objects in; a new one if there is none. With it the handles of all it found. `keep` is told what its objects are in.
-    ///
-    /// # Errors
-    /// Those of the store; [`Unsupported`](StoreError::Unsupported) for any other one.
-    #[cfg(any(feature = "ram-lz4", feature = "ram-zstd"))]
-    pub fn open_kept(
-        self,
-        page_size: usize,
-        left: Option<std::os::fd::OwnedFd>,
-        keep: impl FnOnce(std::os::fd::BorrowedFd<'_>),
-    ) -> Result<Kept, StoreError> {
-        use std::os::fd::AsFd;
-        let builder = self
-            .ram_builder(page_size)
-            .filter(|_| self.can_outlive())
-            .ok_or(StoreError::Unsupported { what: "anything but memory that outlives its process" })?;
-        let builder = builder.recoverable(true);
-        let (store, found) = match left {
-            Some(left) => builder.rebuild(left.into())?,
-            None => (builder.build()?, Vec::new()),
-        };
-        keep(store.arena_file().as_fd());
-        Ok((Arc::new(store), found))
     }
 
     /// Opens the store, for pages of `page_size` bytes.

@@ -154,6 +154,25 @@ impl Tier {
         })
     }
 
+    /// Names what each of its stores was found to hold, in their order. What was on its way down when its process died is in two of them: the copy below goes.
+    pub(crate) fn take_up(&self, found: Vec<Vec<(PageKey, Handle)>>) -> Vec<(PageKey, Handle)> {
+        let now = self.second();
+        let mut all: Vec<(PageKey, u8, Handle)> = Vec::with_capacity(found.iter().map(Vec::len).sum());
+        for (tier, found) in (0..).zip(found) {
+            all.extend(found.into_iter().map(|(key, inside)| (key, tier, inside)));
+        }
+        all.sort_unstable_by_key(|(key, tier, _)| (*key, *tier));
+        let mut named: Vec<(PageKey, Handle)> = Vec::with_capacity(all.len());
+        for (key, tier, inside) in all {
+            if named.last().is_none_or(|(last, _)| *last != key) {
+                named.push((key, self.table.insert(Entry::new(key, tier, inside, false, now))));
+            } else if let Some(level) = self.tiers.get(usize::from(tier)) {
+                level.store.free(&[inside]);
+            }
+        }
+        named
+    }
+
     fn second(&self) -> u32 {
         clock::second((self.clock)())
     }

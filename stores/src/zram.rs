@@ -18,7 +18,7 @@ use userswap_store::{
 
 use crate::calls::Count;
 use crate::clock::{self, Clock};
-use crate::ram::{Ram, Recompress, Writeback};
+use crate::ram::{Builder, Ram, Recompress, Writeback};
 use crate::spec::ZramSpec;
 
 /// zram counts what is on its backing device in these.
@@ -119,6 +119,44 @@ impl Zram {
         page_size: usize,
         clock: Clock,
     ) -> Result<Self, StoreError> {
+        let (name, builder) = Self::builder(&spec, backing, page_size, clock)?;
+        Ok(Self::of(builder.build()?, name, spec.mem_limit))
+    }
+
+    /// For [`Spec::open_kept`](crate::spec::Spec::open_kept): what a dead process has left, `behind` being what the store behind was found to hold.
+    pub(crate) fn open_kept(
+        spec: ZramSpec,
+        backing: Option<Arc<dyn Store>>,
+        page_size: usize,
+        left: Option<std::fs::File>,
+        behind: &[(PageKey, Handle)],
+    ) -> Result<(Self, Vec<(PageKey, Handle)>), StoreError> {
+        let (name, builder) = Self::builder(&spec, backing, page_size, clock::from_now())?;
+        let builder = builder.recoverable(true);
+        let (ram, found) = match left {
+            Some(left) => builder.rebuild_over(left, behind)?,
+            None => (builder.build()?, Vec::new()),
+        };
+        Ok((Self::of(ram, name, spec.mem_limit), found))
+    }
+
+    /// What its pages in memory are in.
+    pub(crate) fn arena_file(&self) -> &std::fs::File {
+        self.ram.arena_file()
+    }
+
+    fn of(ram: Ram, name: String, mem_limit: Option<u64>) -> Self {
+        let mut capabilities = ram.capabilities();
+        capabilities.name = name.into();
+        Self { ram, capabilities, mem_limit, invalid: Count::default() }
+    }
+
+    fn builder(
+        spec: &ZramSpec,
+        backing: Option<Arc<dyn Store>>,
+        page_size: usize,
+        clock: Clock,
+    ) -> Result<(String, Builder), StoreError> {
         let recompress = spec.dense.map(|level| Recompress {
             level,
             kinds: spec.recompress,
@@ -144,10 +182,7 @@ impl Zram {
         if let Some(bytes) = spec.mem_limit {
             builder = builder.capacity(bytes);
         }
-        let ram = builder.build()?;
-        let mut capabilities = ram.capabilities();
-        capabilities.name = name.into();
-        Ok(Self { ram, capabilities, mem_limit: spec.mem_limit, invalid: Count::default() })
+        Ok((name, builder))
     }
 
     /// What zram tells in `mm_stat`.

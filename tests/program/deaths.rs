@@ -89,12 +89,13 @@ impl Drop for Ends<'_> {
 }
 
 /// A program that takes part, forks all the while, and looks at every byte.
-fn takes_part(test: &str, contract: &str) {
+fn takes_part(test: &str, contract: &str, store: impl Fn(&Place) -> String) {
     if !can_serve(test) {
         return;
     }
     let place = Place::new();
-    let mut daemon = Mortal::of(Daemon::start(&place, &["--contract", contract]));
+    let arguments = ["--contract", contract, "--store", &store(&place)];
+    let mut daemon = Mortal::of(Daemon::start(&place, &arguments));
     let mut client = Talk::start(&mut patient::command(&place.at("s"), contract));
     client.expect_line_of_tests("ready");
     let (control, pid) = (daemon.daemon.control.clone(), client.pid());
@@ -112,27 +113,120 @@ fn takes_part(test: &str, contract: &str) {
 
 #[test]
 fn who_takes_part_never_notices() {
-    takes_part("who_takes_part_never_notices", "extended");
+    takes_part("who_takes_part_never_notices", "extended", in_memory);
 }
 
 #[test]
 fn nor_does_who_speaks_the_four_calls_alone() {
-    takes_part("nor_does_who_speaks_the_four_calls_alone", "strict");
+    takes_part("nor_does_who_speaks_the_four_calls_alone", "strict", in_memory);
+}
+
+#[test]
+fn nor_does_it_matter_that_memory_is_in_a_file() {
+    takes_part("nor_does_it_matter_that_memory_is_in_a_file", "extended", in_a_file);
+}
+
+#[test]
+fn nor_that_it_is_in_three_tiers() {
+    takes_part("nor_that_it_is_in_three_tiers", "extended", in_tiers);
+}
+
+#[test]
+fn nor_that_some_of_it_was_written_back() {
+    takes_part("nor_that_some_of_it_was_written_back", "extended", written_back);
+}
+
+fn in_memory(_: &Place) -> String {
+    "ram:lz4".to_owned()
+}
+
+/// So small that it is cleaned all the time.
+fn in_a_file(place: &Place) -> String {
+    format!("file:{}?size=64M&reserve=0", place.at("temporary"))
+}
+
+/// Each of which is full all the time, so that pages go down.
+fn in_tiers(place: &Place) -> String {
+    let file = in_a_file(place);
+    format!("tier?age=1s:ram:lz4?capacity=1M>zram?mem_limit=1M>{file}")
+}
+
+fn written_back(place: &Place) -> String {
+    format!("zram?mem_limit=1M&writeback=all&writeback_idle=1s:{}", in_a_file(place))
 }
 
 #[test]
 fn nor_do_programs_that_know_nothing() {
-    let test = "nor_do_programs_that_know_nothing";
+    know_nothing("nor_do_programs_that_know_nothing", LOAD, in_memory);
+}
+
+#[test]
+fn nor_do_they_with_memory_in_a_file() {
+    know_nothing("nor_do_they_with_memory_in_a_file", LOAD, in_a_file);
+}
+
+#[test]
+fn nor_do_they_with_memory_in_three_tiers() {
+    know_nothing("nor_do_they_with_memory_in_three_tiers", LOAD, in_tiers);
+}
+
+/// In the long form a gigabyte is stored, and the workers of each kind of store are killed 170 times.
+#[test]
+fn four_programs_and_much_memory_from_memory() {
+    know_nothing("four_programs_and_much_memory_from_memory", full_load(), in_memory);
+}
+
+#[test]
+fn four_programs_and_much_memory_from_a_file() {
+    let store = |place: &Place| format!("file:{}?size=4G&reserve=0", place.at("temporary"));
+    know_nothing("four_programs_and_much_memory_from_a_file", full_load(), store);
+}
+
+#[test]
+fn four_programs_and_much_memory_from_three_tiers() {
+    let store = |place: &Place| {
+        let directory = place.at("temporary");
+        let (first, second) = if is_long() { (64, 64) } else { (2, 2) };
+        let file = format!("file:{directory}?size=4G&reserve=0");
+        format!("tier?age=1s:ram:lz4?capacity={first}M>zram?mem_limit={second}M>{file}")
+    };
+    know_nothing("four_programs_and_much_memory_from_three_tiers", full_load(), store);
+}
+
+/// Programs, how much each fills, what all of them may have in memory, how often the worker is killed.
+struct Load {
+    programs: usize,
+    mebibytes: u64,
+    limit: u64,
+    kills: u32,
+}
+
+const LOAD: Load = Load { programs: 2, mebibytes: 16, limit: 16, kills: 0 };
+
+fn full_load() -> Load {
+    let (mebibytes, limit, kills) = if is_long() { (288, 96, 170) } else { (16, 16, 10) };
+    Load { programs: 4, mebibytes, limit, kills }
+}
+
+/// Programs under a limit, which write to their memory, fork, and outgrow what they had.
+fn know_nothing(test: &str, load: Load, store: impl Fn(&Place) -> String) {
     let Some((place, filler)) = with_filler(test) else { return };
-    let mut daemon = Mortal::of(Daemon::start(&place, &["--limit", "16M"]));
-    let served = place.at("s");
-    let mut clients: Vec<Talk> = (0..2)
+    let limit = format!("{}M", load.limit);
+    let mut daemon = Mortal::of(Daemon::start(&place, &["--limit", &limit, "--store", &store(&place)]));
+    let (served, size) = (place.at("s"), load.mebibytes.to_string());
+    let mut clients: Vec<Talk> = (0..load.programs)
         .map(|_| {
-            let arguments = ["run", "-q", "--daemon", &served, "--", &filler, "16"];
+            let arguments = ["run", "-q", "--daemon", &served, "--", &filler, &size];
             Talk::start(place.userswap(&arguments).stderr(Stdio::inherit()))
         })
         .collect();
     clients.iter_mut().for_each(|client| client.expect("ready"));
+    let out = (load.programs as u64 * load.mebibytes).saturating_sub(load.limit) << 20;
+    until("all over the limit is out", || {
+        let now: u64 = daemon.status().clients.iter().map(|client| client.moved_out_bytes).sum();
+        (now >= out).then_some(())
+    });
+    println!("{test}: {} MiB out", out >> 20);
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let _ends = Ends(&over);
@@ -149,7 +243,7 @@ fn nor_do_programs_that_know_nothing() {
                 client.ask("check");
             });
         }
-        for _ in 0..kills() {
+        for _ in 0..if load.kills == 0 { kills() } else { load.kills } {
             daemon.kill_worker();
         }
     });

@@ -13,7 +13,7 @@ fn every_test_that_is_named_exists() {
         rows.flat_map(|(_, by)| by.split('`').skip(1).step_by(2)).filter(|name| !name.is_empty()).collect();
     assert!(named.len() > 50, "{} names", named.len());
     let mut there = HashSet::new();
-    for directory in ["tests", "ipc", "engine", "stores", "policy", "examples"] {
+    for directory in ["src", "tests", "ipc", "engine", "stores", "policy", "examples"] {
         look(&root.join(directory), &mut there);
     }
     let mut missing: Vec<&&str> = named.iter().filter(|name| !there.contains(**name)).collect();

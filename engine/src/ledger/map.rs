@@ -43,6 +43,15 @@ impl Map {
         Ok(Arc::new(Self { memory, raw }))
     }
 
+    /// Keeps all of it out of the kernel's swap, and out of this process's core dumps, for as long as this process has it.
+    ///
+    /// # Errors
+    /// When that much can't be locked.
+    pub(crate) fn lock(&self) -> io::Result<()> {
+        self.raw.lock()?;
+        self.raw.advise(memmap2::Advice::DontDump)
+    }
+
     /// `count` words from byte `at` on.
     pub(crate) fn words<T: Word>(self: &Arc<Self>, at: usize, count: usize) -> Words<T> {
         let len = count * size_of::<T>();

@@ -4,9 +4,9 @@ use super::Ledger;
 use super::map::{Map, Words};
 use parking_lot::Mutex;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// The list of all ledgers, made by the process that keeps what workers leave, before the first of them.
 pub struct Roster {
@@ -15,9 +15,15 @@ pub struct Roster {
     entries: Words<AtomicU64>,
     /// Entries are chosen under it.
     choosing: Mutex<()>,
+    /// Where stores' keys are.
+    keys: OnceLock<Arc<Map>>,
 }
 
 const HEAD_WORDS: usize = 64;
+/// Where the numbers of the store's descriptors begin.
+const ARENAS: usize = 16;
+/// Bytes there are for keys.
+const KEYS: usize = 4096;
 const MOST: usize = 1 << 14;
 const LEN: usize = (HEAD_WORDS + MOST) * 8;
 
@@ -25,8 +31,10 @@ const LEN: usize = (HEAD_WORDS + MOST) * 8;
 enum Head {
     Uid,
     Owner,
-    /// One more than the number of the store's descriptor.
-    Arena,
+    /// How many descriptors the store's objects are in; their numbers are behind the rest.
+    Arenas,
+    /// One more than the number of the descriptor of stores' keys.
+    Keys,
     Serving,
     Ended,
     /// One more than the limit that an operator has set since the start.
@@ -42,7 +50,7 @@ impl Roster {
     pub fn create() -> io::Result<Arc<Self>> {
         let map = Map::create("userswap-roster", LEN)?;
         let (head, entries) = (map.words(0, HEAD_WORDS), map.words(HEAD_WORDS * 8, MOST));
-        Ok(Arc::new(Self { map, head, entries, choosing: Mutex::new(()) }))
+        Ok(Arc::new(Self { map, head, entries, choosing: Mutex::new(()), keys: OnceLock::new() }))
     }
 
     /// The list that another program of the same [layout](super::LAYOUT) has left.
@@ -52,7 +60,7 @@ impl Roster {
     pub fn adopt(memory: OwnedFd) -> io::Result<Arc<Self>> {
         let map = Map::adopt(memory, LEN)?;
         let (head, entries) = (map.words(0, HEAD_WORDS), map.words(HEAD_WORDS * 8, MOST));
-        Ok(Arc::new(Self { map, head, entries, choosing: Mutex::new(()) }))
+        Ok(Arc::new(Self { map, head, entries, choosing: Mutex::new(()), keys: OnceLock::new() }))
     }
 
     fn get(&self, word: Head) -> u64 {
@@ -109,14 +117,61 @@ impl Roster {
         numbers.filter_map(|number| RawFd::try_from(number).ok()).collect()
     }
 
-    /// Writes down where the store's objects are.
-    pub fn note_arena(&self, arena: BorrowedFd<'_>) {
-        self.set(Head::Arena, u64::try_from(arena.as_raw_fd()).map_or(0, |number| number + 1));
+    /// Writes down where the store's objects are, once, before there are any. The descriptors stay open: they are whoever's that serves.
+    ///
+    /// # Errors
+    /// When there are more than can be written down.
+    pub fn note_arenas(&self, arenas: Vec<OwnedFd>) -> io::Result<()> {
+        let count = arenas.len();
+        if count > HEAD_WORDS - ARENAS {
+            return Err(io::Error::other("a store in so many files and memories can't be kept"));
+        }
+        for (at, arena) in (ARENAS..).zip(arenas) {
+            let number = u64::try_from(arena.into_raw_fd()).unwrap_or(u64::MAX);
+            self.head[at].store(number, Ordering::Release);
+        }
+        self.set(Head::Arenas, count as u64);
+        Ok(())
     }
 
-    /// The number of the descriptor of what the store's objects are in, if there is a store.
-    pub fn arena(&self) -> Option<RawFd> {
-        RawFd::try_from(self.get(Head::Arena).checked_sub(1)?).ok()
+    /// The numbers of the descriptors of what the store's objects are in, if there is a store.
+    pub fn arenas(&self) -> Vec<RawFd> {
+        let count = usize::try_from(self.get(Head::Arenas)).unwrap_or(0).min(HEAD_WORDS - ARENAS);
+        let numbers = self.head[ARENAS..ARENAS + count].iter().map(|word| word.load(Ordering::Acquire));
+        numbers.filter_map(|number| RawFd::try_from(number).ok()).collect()
+    }
+
+    /// Makes room for stores' keys, in memory that this process, which outlives workers, keeps from being swapped and dumped.
+    ///
+    /// # Errors
+    /// When memory can't be had or locked.
+    pub fn make_keys(&self) -> io::Result<()> {
+        let keys = Map::create("userswap-keys", KEYS)?;
+        keys.lock()?;
+        self.set(Head::Keys, u64::try_from(keys.as_fd().as_raw_fd()).map_or(0, |number| number + 1));
+        let _ = self.keys.set(keys);
+        Ok(())
+    }
+
+    /// The number of the descriptor of stores' keys, if there is room for any.
+    pub fn keys_number(&self) -> Option<RawFd> {
+        RawFd::try_from(self.get(Head::Keys).checked_sub(1)?).ok()
+    }
+
+    /// Takes the keys over that another program has left under that number, and locks them.
+    ///
+    /// # Errors
+    /// When they aren't there, or can't be locked.
+    pub fn adopt_keys(&self, keys: OwnedFd) -> io::Result<()> {
+        let keys = Map::adopt(keys, KEYS)?;
+        keys.lock()?;
+        let _ = self.keys.set(keys);
+        Ok(())
+    }
+
+    /// Where stores' keys are.
+    pub fn keys(&self) -> Option<BorrowedFd<'_>> {
+        self.keys.get().map(|keys| keys.as_fd())
     }
 
     /// Writes down whether clients are being served now.
@@ -170,7 +225,14 @@ mod tests {
         assert_eq!(roster.ledgers(), [one.as_fd().as_raw_fd(), two.as_fd().as_raw_fd()]);
         roster.leave(&one);
         assert_eq!(roster.ledgers(), [two.as_fd().as_raw_fd()]);
-        assert_eq!((roster.limit(), roster.arena()), (None, None));
+        assert_eq!((roster.limit(), roster.arenas()), (None, Vec::new()));
+        let numbers: Vec<_> = [&one, &two].map(|ledger| ledger.as_fd().try_clone_to_owned().unwrap()).into();
+        let expected: Vec<_> = numbers.iter().map(AsRawFd::as_raw_fd).collect();
+        roster.note_arenas(numbers).unwrap();
+        assert_eq!(roster.arenas(), expected);
+        assert!(roster.keys().is_none());
+        roster.make_keys().unwrap();
+        assert_eq!(roster.keys_number(), roster.keys().map(|keys| keys.as_raw_fd()));
         roster.note_limit(0);
         assert_eq!(roster.limit(), Some(0));
     }

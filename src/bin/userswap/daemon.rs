@@ -5,27 +5,29 @@ use crate::config::Settings;
 use crate::failure::{Failure, chain};
 use crate::{logs, policy, run, sandbox};
 use rustix::event::{PollFd, PollFlags};
-use std::os::fd::{AsFd, BorrowedFd};
+use rustix::process::Resource;
+use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use userswap::daemon::control::ControlSocket;
-use userswap::daemon::{Confinement, Heritage, Keeper, Kept, Options, Service};
+use userswap::daemon::{self, Confinement, Heritage, Keeper, Options, Service};
 use userswap::run::Signals;
 use userswap::{Contract, Server};
 use userswap_ipc::Listener;
 use userswap_policy::Limits;
 use userswap_store::StoreError;
-use userswap_stores::spec::{Spec, SpecError};
+use userswap_stores::spec::{Kept, Spec, SpecError};
 
 /// Serves until it is told to end.
 pub(crate) fn daemon(args: &Daemon, logs: Logs) -> Result<ExitCode, Failure> {
     let settings = Settings::of(args, logs)?;
     logs::start(settings.log, settings.log_level);
+    allow_descriptors();
     let spec = userswap_stores::spec::parse(&settings.store).map_err(|error| run::store_failure(&error))?;
-    let kept = if spec.can_outlive() { Some(keep(&settings)?) } else { None };
+    let kept = if spec.can_outlive() { Some(keep(&settings, spec.has_keys())?) } else { None };
     let inherited = match kept {
-        Some(Kept::Over(status)) => return Ok(ExitCode::from(status)),
-        Some(Kept::Worker { listener, control, heritage }) => Some((listener, control, heritage)),
+        Some(daemon::Kept::Over(status)) => return Ok(ExitCode::from(status)),
+        Some(daemon::Kept::Worker { listener, control, heritage }) => Some((listener, control, heritage)),
         None => None,
     };
     let signals = Signals::take().map_err(|error| Failure::of("taking signals", &error))?;
@@ -53,12 +55,21 @@ pub(crate) fn daemon(args: &Daemon, logs: Logs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// As many as may be: a client takes five, and its forked children two each.
+fn allow_descriptors() {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "no more descriptors than a process has by default");
+    }
+}
+
 /// Splits into a keeper and its workers. Where the store outlives a worker everything does.
-fn keep(settings: &Settings) -> Result<Kept, Failure> {
+fn keep(settings: &Settings, has_keys: bool) -> Result<daemon::Kept, Failure> {
     let mode = if settings.allow.is_empty() { 0o600 } else { 0o666 };
     let keeper = Keeper::new(&settings.listen, mode, settings.control.as_deref())
         .map_err(|error| Failure::of(&format!("listening at {}", settings.listen.display()), &error))?;
-    let keeper = keeper.patience(settings.patience);
+    let keeper = keeper.patience(settings.patience).has_keys(has_keys);
     keeper.keep_alone().map_err(|error| Failure::of("starting a worker", &error))
 }
 
@@ -82,15 +93,21 @@ fn start(
             confined()?;
             (store, None)
         }
-        Some((listener, control, mut heritage)) => {
-            confined().map_err(|failure| if waiting { failure.end_at_once() } else { failure })?;
-            let (left, roster) = (heritage.take_arena(), Arc::clone(heritage.roster()));
-            // Another descriptor of the same: this one is closed only once the store has it.
-            let again = left.as_ref().map(AsFd::as_fd).map(|left| left.try_clone_to_owned()).transpose();
-            let again = again
-                .map_err(|source| opened(StoreError::Io { doing: "duplicating a descriptor", source }))?;
-            let keep = |arena: BorrowedFd<'_>| roster.note_arena(arena);
-            let (store, found) = spec.open_kept(userswap_uffd::page_size(), again, keep).map_err(opened)?;
+        Some((listener, control, heritage)) => {
+            let at_once = |failure: Failure| if waiting { failure.end_at_once() } else { failure };
+            let left = heritage.arenas();
+            // The first is opened with all there is, those that go on as it need nothing.
+            if !left.is_empty() {
+                confined().map_err(at_once)?;
+            }
+            let keys = heritage.roster().keys();
+            let Kept { store, found, left: new } =
+                spec.open_kept(userswap_uffd::page_size(), &left, keys).map_err(opened)?;
+            if left.is_empty() {
+                confined().map_err(at_once)?;
+                let noted = heritage.roster().note_arenas(new);
+                noted.map_err(|source| opened(StoreError::Io { doing: "keeping a store", source }))?;
+            }
             (store, Some((listener, control, heritage, found)))
         }
     };

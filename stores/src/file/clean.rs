@@ -118,7 +118,7 @@ impl File {
         log.trim();
         done.released_bytes += before.saturating_sub(log.bytes());
         while self.shared.target.punches()
-            && let Some(segment) = log.set_aside()
+            && let Some(segment) = log.set_aside(self.shared.target.drains())
         {
             drop(log);
             let punched = self.shared.target.punch(self.offset(segment), self.segment_len as u64);

@@ -6,8 +6,9 @@
 
 use std::sync::Arc;
 
-use userswap_store::Handle;
+use userswap_store::{Handle, PageKey};
 
+use super::book::Book;
 use super::buffer::{Buffer, Full, blocks};
 use super::place::Place;
 use super::record::Kind;
@@ -21,14 +22,18 @@ pub(super) struct Log {
     segment_len: usize,
     /// So many segments there may be.
     most: usize,
-    places: Slab<Place>,
-    segments: Vec<Segment>,
+    pub(super) places: Slab<Place>,
+    pub(super) segments: Vec<Segment>,
     /// The segment that is being filled.
     open: Option<u32>,
     /// Segments with nothing in them, the next to be used last: those that have room on the device before others, the one that was freed first before others.
     free: Vec<u32>,
     /// Eras so far.
     eras: u32,
+    /// Segments without records that a dead process may be writing to.
+    suspects: Vec<u32>,
+    /// Where all of it is written down for who comes after this process.
+    pub(super) book: Option<Arc<Book>>,
     pub(super) spares: Vec<Buffer>,
     pub(super) counts: Counts,
 }
@@ -95,7 +100,7 @@ impl Moving {
 }
 
 impl Log {
-    pub(super) fn new(segment_len: usize, most: usize) -> Self {
+    pub(super) fn new(segment_len: usize, most: usize, book: Option<Arc<Book>>) -> Self {
         Self {
             segment_len,
             most,
@@ -104,6 +109,8 @@ impl Log {
             open: None,
             free: Vec::new(),
             eras: 0,
+            suspects: Vec::new(),
+            book,
             spares: Vec::new(),
             counts: Counts::default(),
         }
@@ -114,23 +121,33 @@ impl Log {
         let buffers = (self.counts.buffers + self.spares.len()) * self.segment_len;
         let records: usize = self.segments.iter().map(|segment| segment.records.capacity() * 4).sum();
         let segments = self.segments.capacity() * size_of::<Segment>();
-        (buffers + records + segments) as u64 + self.places.bytes()
+        let book = self.book.as_ref().map_or(0, |book| book.bytes());
+        (buffers + records + segments) as u64 + self.places.bytes() + book
     }
 
-    /// Appends a record to the open segment. `None` if that has no room, or there is none.
-    pub(super) fn append(&mut self, record: &[u8], kind: Kind) -> Option<Handle> {
+    /// Whether there is room for another page's name.
+    pub(super) fn has_names(&self) -> bool {
+        self.book.as_ref().is_none_or(|book| self.counts.pages < book.room() as u64)
+    }
+
+    /// Appends a page's record to the open segment. `None` if that has no room, or there is none.
+    pub(super) fn append(&mut self, key: PageKey, record: &[u8], kind: Kind) -> Option<Handle> {
         let (number, at) = self.make_room(record.len())?;
-        let name = self.places.insert(Place::new(number, at, record.len(), kind));
+        let place = Place::new(number, at, record.len(), kind);
+        let name = self.places.insert(place);
         let Ok(entry) = u32::try_from(name.entry) else {
             self.places.remove(name);
             return None;
         };
         self.fill(number, at, record, entry);
+        if let Some(book) = &self.book {
+            book.enter(entry, key, key.generation, place);
+        }
         self.count(record.len(), kind);
         Some(name.handle(|entry| entry))
     }
 
-    fn count(&mut self, len: usize, kind: Kind) {
+    pub(super) fn count(&mut self, len: usize, kind: Kind) {
         self.counts.pages += 1;
         self.counts.live_bytes += len as u64;
         self.counts.raw += u64::from(kind == Kind::Raw);
@@ -144,10 +161,14 @@ impl Log {
         }
         let (number, at) = self.make_room(record.len())?;
         let entry = u32::try_from(moving.name.entry).ok()?;
+        let to = Place::new(number, at, record.len(), moving.kind());
         if let Some(place) = self.places.get_mut(moving.name) {
-            *place = Place::new(number, at, record.len(), moving.kind());
+            *place = to;
         }
         self.fill(number, at, record, entry);
+        if let Some(book) = &self.book {
+            book.moved(entry, to);
+        }
         self.leave(moving.place);
         Some(true)
     }
@@ -180,6 +201,7 @@ impl Log {
             self.begin_era(number);
             self.reset(number);
             self.counts.buffers -= 1;
+            buffer.is_of(None, None);
             self.spares.push(buffer);
             return None;
         }
@@ -215,6 +237,7 @@ impl Log {
             }
         };
         self.begin_era(number);
+        buffer.is_of(Some(number), None);
         if let Some(segment) = self.segment_mut(number) {
             segment.state = State::Open(buffer);
             segment.used = 0;
@@ -244,8 +267,9 @@ impl Log {
         if ok {
             segment.state = State::Written;
             self.counts.buffers -= 1;
+            bytes.0.is_of(None, None);
             // If somebody reads it still, its memory goes with the last of them.
-            self.spares.extend(Arc::try_unwrap(bytes.0));
+            self.spares.extend(Arc::try_unwrap(bytes.0).ok().filter(|buffer| !buffer.was_left()));
         } else {
             segment.state = State::Failed(bytes);
             self.counts.failed += 1;
@@ -284,14 +308,24 @@ impl Log {
         }
         let Some(segment) = self.segment_mut(from) else { return from };
         let moving = std::mem::replace(segment, Segment { state: State::Set, ..Segment::new() });
+        let is_of = |number, before| {
+            if let State::Failed(bytes) = &moving.state {
+                bytes.0.is_of(Some(number), before);
+            }
+        };
+        is_of(to, Some(from));
         for entry in &moving.records {
             if let Some(name) = self.places.name(*entry as usize)
                 && let Some(place) = self.places.get_mut(name)
                 && place.segment() == from
             {
-                *place = Place::new(to, place.offset(), place.len(), place.kind());
+                *place = place.in_segment(to);
+                if let Some(book) = &self.book {
+                    book.moved(*entry, *place);
+                }
             }
         }
+        is_of(to, None);
         if let Some(segment) = self.segment_mut(to) {
             let was_allocated = segment.allocated;
             *segment = Segment { allocated: true, ..moving };
@@ -313,11 +347,11 @@ impl Log {
         self.segment(trace.place.segment()).is_some_and(|segment| segment.era == trace.era)
     }
 
-    /// Has a record live again that was freed, by another handle. `None` if it is overwritten, or lives.
-    pub(super) fn revive(&mut self, trace: &Trace) -> Option<Handle> {
+    /// Has a record live again that was freed, by another handle, for this page; it is sealed under this generation. `None` if it is overwritten, or lives.
+    pub(super) fn revive(&mut self, trace: &Trace, key: PageKey, sealed: u32) -> Option<Handle> {
         let Trace { name, place, .. } = *trace;
         let number = place.segment();
-        if self.places.get(name).is_some() || !self.is_there(trace) {
+        if self.places.get(name).is_some() || !self.is_there(trace) || !self.has_names() {
             return None;
         }
         if matches!(self.segment(number)?.state, State::Free) {
@@ -337,6 +371,9 @@ impl Log {
         let segment = self.segment_mut(number)?;
         segment.live += place.len();
         segment.records.push(entry);
+        if let Some(book) = &self.book {
+            book.enter(entry, key, sealed, place);
+        }
         self.count(place.len(), place.kind());
         Some(name.handle(|entry| entry))
     }
@@ -367,7 +404,11 @@ impl Log {
 
     /// Forgets a record.
     pub(super) fn free(&mut self, handle: Handle) -> bool {
-        let Some(place) = Name::of(handle).and_then(|name| self.places.remove(name)) else { return false };
+        let Some(name) = Name::of(handle) else { return false };
+        let Some(place) = self.places.remove(name) else { return false };
+        if let Some(book) = &self.book {
+            book.remove(name.entry);
+        }
         self.counts.pages -= 1;
         self.counts.live_bytes -= place.len() as u64;
         self.counts.raw -= u64::from(place.kind() == Kind::Raw);
@@ -408,17 +449,24 @@ impl Log {
     }
 
     /// Nothing lives in it. What it has on the device is there still.
-    fn reset(&mut self, number: u32) {
+    pub(super) fn reset(&mut self, number: u32) {
         let Some(segment) = self.segment_mut(number) else { return };
-        let Segment { allocated, era, used, .. } = *segment;
-        *segment = Segment { allocated, era, used, ..Segment::new() };
+        let Segment { allocated, era, used, suspect, .. } = *segment;
+        *segment = Segment { allocated, era, used, suspect, ..Segment::new() };
+        if suspect {
+            segment.state = State::Set;
+            self.suspects.push(number);
+            // What is on the device there doesn't live again.
+            self.begin_era(number);
+            return;
+        }
         let has_room = |free: &u32| self.segment(*free).is_some_and(|free| free.allocated);
         let at = self.free.partition_point(|free| !has_room(free));
         self.free.insert(at, number);
     }
 
     /// What was in a segment is overwritten from now on, or isn't there.
-    fn begin_era(&mut self, number: u32) {
+    pub(super) fn begin_era(&mut self, number: u32) {
         self.eras = self.eras.wrapping_add(1);
         let era = self.eras;
         if let Some(segment) = self.segment_mut(number) {
@@ -460,8 +508,12 @@ impl Log {
         }
     }
 
-    /// A free segment that takes room on the device, set aside until [`given_back`](Self::given_back).
-    pub(super) fn set_aside(&mut self) -> Option<u32> {
+    /// A free segment that takes room on the device, set aside until [`given_back`](Self::given_back). One that a dead process may be writing to first, if giving
+    /// room back waits for that.
+    pub(super) fn set_aside(&mut self, drains: bool) -> Option<u32> {
+        if drains && let Some(number) = self.suspects.pop() {
+            return Some(number);
+        }
         let at =
             self.free.iter().position(|number| self.segment(*number).is_some_and(|free| free.allocated))?;
         let number = self.free.remove(at);
@@ -471,11 +523,16 @@ impl Log {
     }
 
     pub(super) fn given_back(&mut self, number: u32, done: bool) {
-        if let Some(segment) = self.segment_mut(number) {
-            segment.allocated = !done;
-            self.counts.allocated -= usize::from(done);
-            self.reset(number);
+        let Some(segment) = self.segments.get_mut(number as usize) else { return };
+        segment.allocated = !done;
+        self.counts.allocated -= usize::from(done);
+        if done
+            && std::mem::replace(&mut segment.suspect, false)
+            && let Some(book) = &self.book
+        {
+            book.absolve(number);
         }
+        self.reset(number);
     }
 
     /// The share of segments that can be had without cleaning, in percent.
@@ -491,6 +548,9 @@ impl Log {
         }
         self.spares.clear();
         self.places.trim();
+        if let Some(book) = &self.book {
+            book.shrink(self.places.end());
+        }
         for segment in &mut self.segments {
             if matches!(segment.state, State::Free) {
                 segment.records = Vec::new();
@@ -502,7 +562,7 @@ impl Log {
         self.segments.get(number as usize)
     }
 
-    fn segment_mut(&mut self, number: u32) -> Option<&mut Segment> {
+    pub(super) fn segment_mut(&mut self, number: u32) -> Option<&mut Segment> {
         self.segments.get_mut(number as usize)
     }
 }

@@ -20,6 +20,21 @@ impl Place {
         Self(NonZeroU64::MIN.saturating_add(packed))
     }
 
+    /// As a word that isn't 0.
+    pub(super) fn to_word(self) -> u64 {
+        self.0.get()
+    }
+
+    /// What [`to_word`](Self::to_word) made.
+    pub(super) fn from_word(word: u64) -> Option<Self> {
+        NonZeroU64::new(word).map(Self)
+    }
+
+    /// The same in another segment.
+    pub(super) fn in_segment(self, segment: u32) -> Self {
+        Self::new(segment, self.offset(), self.len(), self.kind())
+    }
+
     fn packed(self) -> u64 {
         self.0.get() - 1
     }

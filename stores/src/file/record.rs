@@ -7,8 +7,11 @@
 //! Little-endian. `length` is the payload's. The payload is the page, eight bytes that it repeats, or compressed; then sealed. The tag is over the payload, the
 //! page's key (which isn't in the record) and the first eight bytes.
 
+use std::sync::Arc;
+
 use userswap_store::{PageKey, StoreError};
 
+use super::book::Book;
 use crate::ram::codec::{Codec, with_scratch};
 use crate::ram::filled::repeated_word;
 use crate::ram::object::{Form, HEADER as SPACE};
@@ -29,6 +32,8 @@ const NUMBER_BITS: u32 = 45;
 pub(super) struct Records {
     pub(super) seal: Seal,
     pub(super) codec: Option<Codec>,
+    /// Where the numbers are from, if others have used the key before.
+    pub(super) book: Option<Arc<Book>>,
 }
 
 /// What became of a page.
@@ -48,7 +53,10 @@ impl Records {
                 (None, Some(codec)) => scratch.encode(codec, page),
                 (None, None) => (Form::Raw, scratch.plain(page)),
             };
-            let number = self.seal.next_number();
+            let number = match &self.book {
+                Some(book) => book.next_number(),
+                None => self.seal.next_number(),
+            };
             let (header, payload) = record.split_at_mut(HEADER);
             if number.0 >> NUMBER_BITS != 0 || payload.len() >> LENGTH_BITS != 0 {
                 return Err(StoreError::Unsupported { what: "more records than a key is good for" });
@@ -132,7 +140,7 @@ mod tests {
     fn any_flipped_bit_is_found() {
         let key = PageKey { owner: OwnerId(1), page: 2, generation: 3 };
         for encrypts in [true, false] {
-            let records = Records { seal: Seal::new(encrypts).unwrap(), codec: Some(Codec::Lz4) };
+            let records = Records { seal: Seal::new(encrypts).unwrap(), codec: Some(Codec::Lz4), book: None };
             for image in images(512) {
                 let mut record = Vec::new();
                 records.write(key, &image.bytes, &mut record).unwrap();

@@ -18,6 +18,8 @@ pub(super) struct Segment {
     pub(super) allocated: bool,
     /// Not worth trying to clean: it can't be read.
     pub(super) unreadable: bool,
+    /// A dead process may be writing what is in it still: not to be used again before the device says otherwise.
+    pub(super) suspect: bool,
 }
 
 /// What becomes of it.
@@ -43,6 +45,7 @@ impl Segment {
             readers: 0,
             allocated: false,
             unreadable: false,
+            suspect: false,
         }
     }
 }

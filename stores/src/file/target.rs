@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -25,6 +25,8 @@ pub(super) struct Target {
     reserve: u64,
     punches: AtomicBool,
     pub(super) direct: bool,
+    /// What is in it is this process's to throw away.
+    throws_away: AtomicBool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -78,7 +80,41 @@ impl Target {
                 .map_err(failed("taking the store's file or device for its own"))?;
         }
         // From here on what is in a named file is the store's to throw away.
-        Ok(Self { file, kind, reserve: spec.reserve, punches: AtomicBool::new(true), direct })
+        Ok(Self::new(file, kind, spec.reserve, direct, true))
+    }
+
+    /// What a dead process had open. What is in it stays, whatever becomes of this value, until it [is had](Self::is_had).
+    pub(super) fn adopt(file: OwnedFd, spec: &FileSpec) -> io::Result<Self> {
+        let file = File::from(file);
+        let found = file.metadata()?;
+        let kind = match (found.file_type().is_block_device(), found.nlink()) {
+            (true, _) => Kind::Device,
+            (false, 0) => Kind::Unnamed,
+            (false, _) => Kind::Named,
+        };
+        let direct = rustix::fs::fcntl_getfl(&file)?.contains(OFlags::DIRECT);
+        Ok(Self::new(file, kind, spec.reserve, direct, false))
+    }
+
+    fn new(file: File, kind: Kind, reserve: u64, direct: bool, throws_away: bool) -> Self {
+        let (punches, throws_away) = (AtomicBool::new(true), AtomicBool::new(throws_away));
+        Self { file, kind, reserve, punches, direct, throws_away }
+    }
+
+    /// The store is there: what is in it is thrown away when it goes.
+    pub(super) fn is_had(&self) {
+        self.throws_away.store(true, Ordering::Relaxed);
+    }
+
+    /// How many segments of this length the file reaches into; none for a device, of which that says nothing.
+    pub(super) fn reaches(&self, segment_len: usize) -> io::Result<usize> {
+        match self.kind {
+            Kind::Device => Ok(0),
+            _ => {
+                let len = self.file.metadata()?.len().saturating_sub(START);
+                usize::try_from(len.div_ceil(segment_len as u64)).map_err(io::Error::other)
+            }
+        }
     }
 
     /// The most bytes to use, past [`START`]; `None` for no limit.
@@ -115,6 +151,11 @@ impl Target {
         punched
     }
 
+    /// Whether room that is given back is free of writes that were on their way: a file system waits for those, a device does it beside them.
+    pub(super) fn drains(&self) -> bool {
+        self.kind != Kind::Device
+    }
+
     /// Whether giving room back is worth a try.
     pub(super) fn punches(&self) -> bool {
         self.punches.load(Ordering::Relaxed)
@@ -131,7 +172,7 @@ impl Target {
 
 impl Drop for Target {
     fn drop(&mut self) {
-        if self.kind == Kind::Named {
+        if self.kind == Kind::Named && self.throws_away.load(Ordering::Relaxed) {
             // What is in it can't be read by anybody any more.
             let _ = self.file.set_len(0);
         }

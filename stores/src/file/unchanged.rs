@@ -33,7 +33,7 @@ struct Known {
 pub(super) struct Came {
     pub(super) trace: Trace,
     /// Under which its record is sealed.
-    generation: u32,
+    pub(super) generation: u32,
     hash: [u8; 16],
 }
 
@@ -84,6 +84,13 @@ impl Unchanged {
     pub(super) fn lives(&self, handle: Handle, key: PageKey, came: &Came) {
         let sealed = Sealed { now: key.generation, then: came.generation };
         self.known.lock().sealed.insert(handle, sealed);
+    }
+
+    /// A dead process has left a page whose record is sealed under another generation than it has.
+    pub(super) fn found(&self, handle: Handle, now: u32, then: u32) {
+        if now != then {
+            self.known.lock().sealed.insert(handle, Sealed { now, then });
+        }
     }
 
     /// Handles that name nothing any more.

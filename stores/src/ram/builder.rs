@@ -168,7 +168,19 @@ impl Builder {
     /// # Errors
     /// [`StoreError::Io`] if the file isn't an arena, or its process is still alive;
     /// [`StoreError::Full`] if the index doesn't fit the capacity.
-    pub fn rebuild(mut self, arena: File) -> Result<(Ram, Vec<(PageKey, Handle)>), StoreError> {
+    pub fn rebuild(self, arena: File) -> Result<(Ram, Vec<(PageKey, Handle)>), StoreError> {
+        self.rebuild_over(arena, &[])
+    }
+
+    /// The same, where the store to write back to has outlived the process as well, and was found to hold `behind`, sorted by key: what is there, and not here, is this store's.
+    ///
+    /// # Errors
+    /// Those of [`rebuild`](Self::rebuild).
+    pub fn rebuild_over(
+        mut self,
+        arena: File,
+        behind: &[(PageKey, Handle)],
+    ) -> Result<(Ram, Vec<(PageKey, Handle)>), StoreError> {
         let failed = |source: io::Error| StoreError::Io { doing: "reading an arena", source };
         let (arena, page_size) = Arena::adopt(arena).map_err(failed)?;
         self.page_size = page_size;
@@ -195,11 +207,12 @@ impl Builder {
         };
         let dictionaries = store.find_dictionaries(pieces).map_err(full)?;
         found.sort_by_key(|(key, ..)| *key);
-        let mut handles: Vec<(PageKey, Handle)> = Vec::with_capacity(found.len());
+        let mut handles: Vec<(PageKey, Handle)> = Vec::with_capacity(found.len() + behind.len());
+        let mut elsewhere = Vec::with_capacity(behind.len());
         for (key, slot, form, len) in found {
             let needed = object::parse(store.pool.bytes(&slot)).and_then(|(object, _)| object.dictionary());
             let dictionary = needed.and_then(|id| dictionaries.iter().find(|found| found.id() == id));
-            // What is elsewhere is gone with the store that had it.
+            // What the other store called a page it doesn't any more.
             let unreadable = matches!(form, Form::Elsewhere | Form::Same)
                 || form.with_dictionary() && dictionary.is_none();
             if unreadable || handles.last().is_some_and(|(last, _)| *last == key) {
@@ -209,6 +222,16 @@ impl Builder {
             let inserted = store.index.insert(key, slot, form, len, dictionary, &store.held);
             handles.push((key, inserted.map_err(|(_, error)| full(error))?));
         }
+        for (key, there) in behind {
+            // On its way there when the process died, it is in both.
+            if handles.binary_search_by_key(key, |(key, _)| *key).is_ok() {
+                store.free_elsewhere(*there);
+                continue;
+            }
+            elsewhere.push((*key, store.name_elsewhere(*key, *there).map_err(full)?));
+        }
+        handles.append(&mut elsewhere);
+        handles.sort_unstable_by_key(|(key, _)| *key);
         // Those that no object needs end here.
         for dictionary in &dictionaries {
             store.dictionaries.release(dictionary, &store.pool, &store.held);

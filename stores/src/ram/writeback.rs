@@ -16,6 +16,7 @@ use super::densify::Found;
 use super::index::{Cursor, EntryId};
 use super::kinds::{Kinds, Tour, second};
 use super::object::{self, Form, HEADER};
+use super::pool::{NoRoom, Purpose};
 use crate::calls::Count;
 
 /// Pages that are put together.
@@ -274,6 +275,18 @@ impl Ram {
                 *result = Err(error);
             }
         }
+    }
+
+    /// Names a page that was found to be elsewhere.
+    pub(super) fn name_elsewhere(&self, key: PageKey, there: Handle) -> Result<Handle, NoRoom> {
+        let (object, mark) = moved_to(key, there);
+        let mut slot = self.pool.take(object.len(), &self.held, Purpose::Upkeep)?;
+        object::commit(self.pool.bytes_mut(&mut slot), &object, mark);
+        let named = self.index.insert(key, slot, Form::Elsewhere, object.len(), None, &self.held);
+        named.map_err(|(slot, error)| {
+            self.drop_object(slot);
+            error
+        })
     }
 
     /// Frees a page that is elsewhere.

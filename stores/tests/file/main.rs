@@ -2,6 +2,7 @@
 #![cfg(feature = "file")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod killed;
 mod kinds;
 mod laws;
 #[path = "../pages/mod.rs"]
