@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 pub(crate) struct Brake {
     /// How long a fault waits; 0 while the brake is off.
     delay_us: AtomicU32,
+    /// So long faults wait for their turn, whether or not it is on.
+    turn_us: AtomicU32,
     holds: AtomicBool,
     held: Mutex<Held>,
 }
@@ -30,15 +32,17 @@ const LONGEST: Duration = Duration::from_millis(20);
 impl Brake {
     /// How long faults wait from now on, 20 ms at most; not at all with zero.
     pub(crate) fn set(&self, delay: Duration) {
-        let delay = u32::try_from(delay.min(LONGEST).as_micros()).unwrap_or(0);
-        if self.delay_us.load(Ordering::Relaxed) != delay {
-            self.delay_us.store(delay, Ordering::Relaxed);
-        }
+        store(&self.delay_us, delay);
+    }
+
+    /// How long faults wait until it is their address space's turn, 20 ms at most. That isn't for others to help with.
+    pub(crate) fn set_turn(&self, wait: Duration) {
+        store(&self.turn_us, wait);
     }
 
     /// Keeps faults that were just read, if the brake is on.
     pub(crate) fn hold(&self, faults: &mut Vec<Fault>) {
-        let delay = self.delay_us.load(Ordering::Relaxed);
+        let delay = self.delay_us.load(Ordering::Relaxed).max(self.turn_us.load(Ordering::Relaxed));
         if delay == 0 || faults.is_empty() {
             return;
         }
@@ -93,6 +97,13 @@ impl Brake {
     }
 }
 
+fn store(us: &AtomicU32, delay: Duration) {
+    let delay = u32::try_from(delay.min(LONGEST).as_micros()).unwrap_or(0);
+    if us.load(Ordering::Relaxed) != delay {
+        us.store(delay, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,6 +131,20 @@ mod tests {
         brake.release_at(&mut out, start + delay);
         assert_eq!(out, [fault(0x1000), fault(0x2000)]);
         assert!(!brake.holds());
+    }
+
+    #[test]
+    fn the_longer_of_the_waits_counts_and_a_turn_isnt_the_brake() {
+        let brake = Brake::default();
+        brake.set_turn(Duration::from_millis(5));
+        let mut faults = vec![fault(0x1000)];
+        brake.hold(&mut faults);
+        assert!(faults.is_empty() && brake.holds() && !brake.is_on());
+        brake.clear();
+        brake.set_turn(Duration::ZERO);
+        let mut faults = vec![fault(0x1000)];
+        brake.hold(&mut faults);
+        assert_eq!(faults.len(), 1);
     }
 
     #[test]

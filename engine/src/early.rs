@@ -18,6 +18,9 @@ const YIELD: Duration = Duration::from_millis(10);
 /// How long a window is waited for that the store gives later.
 const LATE: Duration = Duration::from_secs(1);
 
+/// Pages looked at in one hold of a region's lock.
+const LOOKED_AT: usize = 1024;
+
 impl Space {
     /// The pages in care that are in memory now, by their addresses.
     ///
@@ -96,12 +99,15 @@ fn span_of(first: u64, pages: u64) -> Option<Span> {
     Span::new(first.checked_mul(page_bytes())?, pages.checked_mul(page_bytes())?).ok()
 }
 
-/// The next pages in a row of a part that are out, from its page `at` on, `most` at most.
+/// The next pages in a row of a part that are out, from its page `at` on, `most` at most. The region's lock is let go every so often: threads wait for it with
+/// their faults.
 fn next_out(part: &Part, at: u32, most: u32) -> Option<(PageIndex, u32)> {
-    let shard = part.region.lock();
-    let is_away = |n: &u32| shard.state(part.piece.first.plus(*n)).is_away();
-    let first = (at..part.piece.pages).find(is_away)?;
-    let end = (first + most).min(part.piece.pages);
-    let pages = (first..end).find(|n| !is_away(n)).unwrap_or(end) - first;
-    Some((part.piece.first.plus(first), pages))
+    (at..part.piece.pages).step_by(LOOKED_AT).find_map(|start| {
+        let shard = part.region.lock();
+        let is_away = |n: &u32| shard.state(part.piece.first.plus(*n)).is_away();
+        let first = (start..part.piece.pages).take(LOOKED_AT).find(is_away)?;
+        let end = first.saturating_add(most).min(part.piece.pages);
+        let pages = (first..end).find(|n| !is_away(n)).unwrap_or(end) - first;
+        Some((part.piece.first.plus(first), pages))
+    })
 }

@@ -8,6 +8,7 @@ use crate::placement::Placement;
 use crate::shares::Shares;
 use crate::space::recover::{Recovered, take_up};
 use crate::space::{SLOT_PAGES, Space};
+use crate::turns::Turns;
 use crossbeam::queue::SegQueue;
 use parking_lot::{Mutex, RwLock};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd};
@@ -130,6 +131,7 @@ impl EngineBuilder {
                 .map(|_| epoll::create(epoll::CreateFlags::CLOEXEC))
                 .collect::<Result<_, _>>()?,
             placement: Placement::new(self.handlers, self.adapt),
+            turns: Turns::new(std::thread::available_parallelism().map_or(1, usize::from)),
             bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             spaces: RwLock::new(HashMap::new()),
             next: AtomicU64::new(1),
@@ -179,6 +181,7 @@ struct Shared {
     /// One for each handler: a message gets up every handler that sleeps on its own.
     epolls: Vec<OwnedFd>,
     placement: Placement,
+    turns: Turns,
     /// Rung to get a handler's attention: a space was kicked, or it is time to stop.
     bell: OwnedFd,
     spaces: RwLock<HashMap<u64, Arc<Space>>>,
@@ -412,6 +415,7 @@ impl Shared {
             ledger.leave();
         }
         self.observer.leaving(id, &space);
+        self.turns.forget(id.0);
         space.close();
         // A handler that served its last fault may have looked for its thread after the others were forgotten, and would hold on to what
         // tells of it until somebody else faults. Who is there still is found again.

@@ -52,6 +52,8 @@ pub struct FaultWork {
     /// What a stream will want next is brought in before it is asked for.
     goes_ahead: bool,
     why: Why,
+    /// What was decided for this fault no longer held.
+    again: bool,
     /// When the fault's message was read, if the time it takes is to be told.
     read_at: Option<Instant>,
 }
@@ -113,6 +115,7 @@ impl FaultWork {
             tries: RETRIES,
             goes_ahead: false,
             why: Why::Fault,
+            again: false,
             read_at: None,
         }
     }
@@ -283,9 +286,12 @@ impl FaultWork {
             return Next::Zero;
         };
         let most = u32::try_from(self.wanted.len()).unwrap_or(u32::MAX);
+        let again = std::mem::take(&mut self.again);
         let decision = {
             let mut shard = region.lock();
             match self.why {
+                // What comes along was decided with the first: a stream that asks for a page twice would seem to end.
+                Why::Fault if again => shard.decide_all(page, 1, &mut self.flight),
                 Why::Fault => {
                     let away = shard.state(page).is_away();
                     let lot = if away { space.worth(shard.id(), page, most) } else { 1 };
@@ -511,7 +517,10 @@ impl FaultWork {
                 self.busy(space);
                 Next::Done
             }
-            Install::Vanished => Next::Again,
+            Install::Vanished => {
+                self.again = true;
+                Next::Again
+            }
             Install::Lost => {
                 match now {
                     Some((now, _)) => self.poison(space, &region, now),

@@ -29,6 +29,7 @@ pub mod stages;
 pub mod stalls;
 mod steer;
 mod sync;
+mod turns;
 pub mod watched;
 mod writes;
 

@@ -2,6 +2,7 @@
 
 use crate::evict::{EvictError, EvictWork, Keep, Lot, MovedOut};
 use crate::space::Space;
+use crate::turns::thread_time;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 use userswap_policy::{Victim, Victims};
@@ -23,8 +24,11 @@ pub struct Pacer {
 /// Pages chosen together: what a slot holds, where it is of the usual size. Aligned, so that a fault's block is all in one of them.
 const BLOCK: u64 = 64;
 
-/// Memory nobody told of is looked for no oftener, and never for more than a tenth of the time.
+/// Memory nobody told of is looked for no oftener by who isn't in need of it ...
 const LOOK: Duration = Duration::from_millis(20);
+
+/// ... nor for more than this part of a CPU's time.
+const LOOKING: u32 = 100;
 
 /// Blocks that may be remembered in vain.
 const FORGOTTEN: usize = 1024;
@@ -52,6 +56,16 @@ impl Pacer {
     }
 
     fn move_some_out(
+        &mut self,
+        space: &Space,
+        pages: u64,
+        keep: Keep,
+        spare: bool,
+    ) -> Result<MovedOut, EvictError> {
+        space.spent().on(|| self.choose_and_move(space, pages, keep, spare))
+    }
+
+    fn choose_and_move(
         &mut self,
         space: &Space,
         pages: u64,
@@ -162,7 +176,7 @@ impl Pacer {
 
     /// Looks for memory that is there and that nobody told of: in blocks that were never in hand, or in all.
     fn look(&mut self, space: &Space, everywhere: bool) -> Result<(), EvictError> {
-        let started = Instant::now();
+        let before = thread_time();
         let spans = space.spans();
         self.forget(&spans);
         for span in spans {
@@ -178,7 +192,7 @@ impl Pacer {
                 }
             }
         }
-        self.look_at = Some(Instant::now() + LOOK.max(started.elapsed() * 10));
+        self.look_at = Some(Instant::now() + until_next_look(thread_time().saturating_sub(before)));
         Ok(())
     }
 
@@ -262,6 +276,11 @@ impl Pacer {
         let over = Self::resident(space)?.saturating_sub(limit);
         if over == 0 { Ok(MovedOut::default()) } else { self.move_out(space, over, keep) }
     }
+}
+
+/// How long after a look that took so much of a CPU's time the next one is due.
+fn until_next_look(took: Duration) -> Duration {
+    LOOK.max(took * LOOKING)
 }
 
 /// The block that a piece of one is of.
@@ -350,6 +369,15 @@ fn runs(span: Span, wanted: impl Fn(u64) -> bool) -> Vec<Span> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn looking_takes_a_hundredth_of_a_cpu_at_most() {
+        for took_us in [0, 1, 150, 200, 201, 3_000, 1_000_000] {
+            let took = Duration::from_micros(took_us);
+            assert!(took <= until_next_look(took) / 100, "{took:?}");
+            assert!(until_next_look(took) >= LOOK);
+        }
+    }
 
     #[test]
     fn a_range_is_cut_where_blocks_begin_and_joined_again() {

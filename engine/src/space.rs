@@ -16,12 +16,13 @@ use crate::shares::Shares;
 use crate::slots::{Phase, SlotNames, SlotPool, Standing};
 use crate::stages::Stages;
 use crate::stalls::Stalls;
+use crate::turns::{Spent, Turns};
 use crate::writes::Writes;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use userswap_policy::strides::Strides;
 use userswap_store::{FetchKind, Handle, OwnerId, PageKey, Store, StoreError};
 use userswap_uffd::{Span, page_size};
@@ -49,6 +50,7 @@ pub struct Space {
     parked: Mutex<Vec<Fault>>,
     has_parked: AtomicBool,
     brake: Brake,
+    spent: Spent,
     /// Messages were left unread because the gate was held.
     unread: AtomicBool,
     /// Since the last read nothing was changing at some moment.
@@ -164,6 +166,7 @@ impl Space {
             parked: Mutex::new(Vec::new()),
             has_parked: AtomicBool::new(false),
             brake: Brake::default(),
+            spent: Spent::default(),
             unread: AtomicBool::new(false),
             still: AtomicBool::new(false),
             shares,
@@ -470,6 +473,24 @@ impl Space {
     /// than it can be moved out.
     pub fn set_brake(&self, delay: Duration) {
         self.brake.set(delay);
+    }
+
+    /// Its part of the engine's time, beside other address spaces that have faults: who takes more than the others, and more than that, waits. With 0, which it
+    /// begins with, it waits for nobody, and its time isn't counted.
+    pub fn set_weight(&self, weight: u32) {
+        self.spent.set_weight(weight);
+    }
+
+    /// CPU time spent on it so far, as far as it is counted.
+    pub(crate) fn spent(&self) -> &Spent {
+        &self.spent
+    }
+
+    /// It is to be looked at, as `id` in an engine. Whether others have faults as well; what it has to wait for its own sees to itself.
+    pub(crate) fn take_turn(&self, id: u64, turns: &Turns) -> bool {
+        let turn = turns.take(id, self.spent.weight(), self.spent.so_far(), Instant::now());
+        self.brake.set_turn(turn.wait);
+        turn.beside
     }
 
     /// Whether memory comes faster than it goes: then nothing is brought in that nobody waits for.

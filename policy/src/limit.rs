@@ -1,7 +1,7 @@
 //! Holding processes together under a limit on what they have in memory, from samples of it.
 
 use crate::policy::{Answer, Footprint, IDLE, Order, Policy, Sample, Verdict};
-use crate::shares::parts;
+use crate::shares::{Inflows, minimums, parts};
 use std::time::Duration;
 
 /// What is to be held to, in bytes. 0 or `None` is no limit.
@@ -22,6 +22,7 @@ pub struct Limiter {
     limits: Limits,
     fair: bool,
     last: Option<Last>,
+    inflows: Inflows,
     /// Bytes a second that come in: at once what it was found to be, and slowly forgotten.
     inflow: u64,
     /// When an order last moved a good part of what it was to.
@@ -130,14 +131,15 @@ impl Limiter {
         self.note(sample, resident);
         let Some(shared) = self.allowed(sample.store) else {
             let orders = self.own_limits(sample);
-            return Verdict { orders, next: self.pause(None), ..Verdict::default() };
+            return Verdict { orders, next: self.pause(None), fair: self.fair, ..Verdict::default() };
         };
         let margin = self.margin(shared);
         let mut orders = self.own_limits(sample);
         // What is over the slack is taken down to the margin's end, in one order worth the trip.
         if resident > shared.saturating_sub(margin - margin / SLACK) {
             let excess = resident - shared.saturating_sub(margin).min(resident);
-            order(sample.clients, &parts(sample.clients, excess, self.fair), excess, &mut orders);
+            let own = self.own(sample, shared, margin);
+            order(sample.clients, &parts(sample.clients, excess, &own), excess, &mut orders);
         }
         let stuck = self.stuck.filter(|stuck| sample.at < stuck.until);
         if stuck.is_some_and(|stuck| sample.at < stuck.again) {
@@ -154,23 +156,27 @@ impl Limiter {
             // Of what is left below the brake: where all are within their shares of that, nothing is braked.
             unbraked: match brake.is_zero() {
                 true => Vec::new(),
-                false => self.within(sample.clients, shared - margin / BRAKED),
+                false => self.within(sample, shared, margin / BRAKED),
             },
             brake,
+            fair: self.fair,
             over: resident.saturating_sub(shared),
         }
     }
 
-    /// Who has no more than is its own: its minimum, or its share by weight of what all may have, where that counts. It isn't its pages that come too fast.
-    fn within(&self, clients: &[Footprint], shared: u64) -> Vec<u32> {
-        let weight = |client: &Footprint| u128::from(client.claim.weight.max(1));
-        let weights: u128 = clients.iter().map(weight).sum();
-        let own = |client: &Footprint| {
-            let share = u128::from(shared) * weight(client) / weights.max(1);
-            let share = if self.fair { u64::try_from(share).unwrap_or(u64::MAX) } else { 0 };
-            share.max(client.claim.minimum)
-        };
-        clients.iter().filter(|client| client.resident <= own(client)).map(|client| client.pid).collect()
+    /// What is each one's own, of a limit that is aimed at from a margin below.
+    fn own(&self, sample: &Sample<'_>, shared: u64, margin: u64) -> Vec<u64> {
+        match self.fair {
+            true => self.inflows.own(sample.clients, shared.saturating_sub(sample.fixed), margin),
+            false => minimums(sample.clients),
+        }
+    }
+
+    /// Who has no more than is its own. It isn't its pages that come too fast.
+    fn within(&self, sample: &Sample<'_>, shared: u64, margin: u64) -> Vec<u32> {
+        let own = self.own(sample, shared, margin);
+        let within = sample.clients.iter().zip(own).filter(|(client, own)| client.resident <= *own);
+        within.map(|(client, _)| client.pid).collect()
     }
 
     /// What all may have in memory while the store holds so much.
@@ -197,6 +203,9 @@ impl Limiter {
             let halvings = passed.as_secs_f64() / HALVED.as_secs_f64();
             let kept = Duration::from_nanos(self.inflow).mul_f64(0.5_f64.powf(halvings)).as_nanos();
             self.inflow = u64::try_from(now.max(kept)).unwrap_or(u64::MAX);
+        }
+        if self.fair {
+            self.inflows.note(sample.clients, sample.at);
         }
         self.last = Some(Last { at: sample.at, resident, moved_out: sample.moved_out });
     }

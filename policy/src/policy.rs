@@ -92,6 +92,8 @@ pub struct Footprint {
     pub pid: u32,
     /// What it has in memory, in bytes.
     pub resident: u64,
+    /// Bytes of it that were moved out so far.
+    pub moved_out: u64,
     /// It is still at what it was last ordered to do.
     pub busy: bool,
     /// What it may have beside the others.
@@ -209,6 +211,9 @@ pub struct Verdict {
     pub brake: Duration,
     /// Whose pages don't wait then: processes that have no more than is theirs.
     pub unbraked: Vec<u32>,
+    /// The time that is spent on processes, serving their faults and moving their memory out, is shared by weight, too: while others have faults, those of who
+    /// takes most of it wait.
+    pub fair: bool,
     /// Bytes over the limit now, 0 at or under it.
     pub over: u64,
 }
@@ -260,7 +265,12 @@ impl<P: Policy> Policy for Within<P> {
                 verdict.orders.push(order);
             }
         }
-        Verdict { next: verdict.next.min(more.next), brake: verdict.brake.max(more.brake), ..verdict }
+        Verdict {
+            next: verdict.next.min(more.next),
+            brake: verdict.brake.max(more.brake),
+            fair: verdict.fair || more.fair,
+            ..verdict
+        }
     }
 
     fn wants(&self) -> Wants {

@@ -70,8 +70,9 @@ const MOST_PASSES: u32 = 16;
 /// Rounds that a block which was used when it was tried is passed over by who isn't in need.
 const SPARED: u32 = MOST_PASSES / 4;
 
-/// Blocks tried for one that goes out, at most: whoever waits for memory shouldn't wait for all of it to be tried.
-const TRIALS: u32 = 4;
+/// Blocks tried for one that goes, at most: whoever waits for memory shouldn't wait for all of it to be tried. So many cost as many faults where all are used; one
+/// that goes untried may cost 64.
+const TRIALS: u32 = 16;
 
 /// What is chosen for somebody who isn't in need, so far.
 #[derive(Clone, Debug)]

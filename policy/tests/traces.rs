@@ -48,20 +48,26 @@ fn java() {
     at_half("java", 115);
 }
 
-/// One of the two that nothing was chosen by.
+/// One that nothing was chosen by.
 #[test]
 fn sqlite() {
-    at_half("sqlite", 116);
+    at_half("sqlite", 115);
+}
+
+/// Recorded after everything was chosen.
+#[test]
+fn perl() {
+    at_half("perl", 115);
 }
 
 /// Grows all the while and hardly ever needs again what it didn't use lately: who sees what is used misses next to nothing, who doesn't has to find out.
 #[test]
 fn compiler() {
-    at_half("compiler", 500);
+    at_half("compiler", 440);
 }
 
-/// As the compiler, and the other one that nothing was chosen by.
+/// As the compiler, and another that nothing was chosen by.
 #[test]
 fn node() {
-    at_half("node", 550);
+    at_half("node", 350);
 }

@@ -206,6 +206,26 @@ def compiler(place):
     record("compiler", ["gcc", "-O2", "-c", "-o", f"{place}/big.o", str(source)])
 
 
+# Words by what they are like: counted, sorted, looked up again, in a language whose every value is an object of its own.
+PERL = """
+my ($state, %count, %like) = (1);
+sub below { $state = ($state * 48271) % 2147483647; $state % $_[0] }
+my @words = map { join "", map { chr(97 + below(26)) } 1 .. 4 + below(8) } 1 .. 30000;
+for my $round (1 .. 18) {
+    for (1 .. 60000) { my $word = $words[below(10) < 8 ? below(3000) : below(30000)]; $count{$word}++; }
+    for my $word (sort { $count{$b} <=> $count{$a} || $a cmp $b } keys %count) { push @{$like{substr($word, 0, 2)}}, $word if $round % 9 == 1 }
+    my $found = 0;
+    for (1 .. 3000) { my $list = $like{chr(97 + below(26)) . chr(97 + below(26))} or next; $found += grep { $count{$_} > $round } @$list }
+}
+"""
+
+
+def perl(place):
+    script = pathlib.Path(place, "words.pl")
+    script.write_text(PERL)
+    record("perl", ["perl", str(script)])
+
+
 ALL = {
     "python": (python, []),
     "redis-zipf": (redis_zipf, ["redis-server"]),
@@ -213,6 +233,7 @@ ALL = {
     "sqlite": (sqlite, ["sqlite3"]),
     "compiler": (compiler, ["gcc"]),
     "node": (node, ["node"]),
+    "perl": (perl, ["perl"]),
     "java": (java, ["java", "javac"]),
 }
 

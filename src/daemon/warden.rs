@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use userswap_engine::Space;
 use userswap_engine::core::Transition;
 use userswap_policy::chromium::{Area, Hint};
 use userswap_policy::{Footprint, Limits, Order, Policy, Sample, Verdict, Wants};
@@ -218,26 +219,29 @@ impl Shared {
                 self.poke.wait_for(&mut stop, next);
             }
             if *stop {
-                for (_, space) in self.server.engine().spaces() {
-                    space.set_brake(Duration::ZERO);
-                }
+                self.brake(&Verdict::default());
                 return;
             }
         }
     }
 
-    /// Holds pages back that come, but for those of who has no more than is its own.
+    /// Holds pages back that come, but for those of who has no more than is its own, and shares the time spent on all.
     fn brake(&self, verdict: &Verdict) {
-        let unbraked: Vec<_> = match verdict.unbraked.is_empty() {
-            true => Vec::new(),
-            false => {
-                let entries = self.server.inner.entries();
-                let free = entries.iter().filter(|entry| verdict.unbraked.contains(&entry.pid));
-                free.map(|entry| entry.id).collect()
-            }
+        let entries = if verdict.fair || !verdict.unbraked.is_empty() {
+            self.server.inner.entries()
+        } else {
+            Vec::new()
         };
+        let sights = self.sights.lock();
         for (id, space) in self.server.engine().spaces() {
-            space.set_brake(if unbraked.contains(&id) { Duration::ZERO } else { verdict.brake });
+            let pid = entries.iter().find(|entry| entry.id == id).map(|entry| entry.pid);
+            let free = pid.is_some_and(|pid| verdict.unbraked.contains(&pid));
+            space.set_brake(if free { Duration::ZERO } else { verdict.brake });
+            space.set_weight(match pid {
+                _ if !verdict.fair => 0,
+                Some(pid) => sights.claim(pid).weight.max(1),
+                None => 1,
+            });
         }
     }
 
@@ -319,16 +323,19 @@ impl Shared {
             most.map_or(u64::MAX, |most| most / 3 * 2)
         };
         shares.look(&pids, exactly, far);
+        let entries = self.server.inner.entries();
         clients.extend(pids.iter().filter_map(|&pid| {
             let resident = shares.bytes(pid)?;
-            Some(Footprint { pid, resident, busy: orders.is_at(pid), ..Footprint::default() })
+            let entry = entries.iter().find(|entry| entry.pid == pid);
+            let moved_out = entry.map_or(0, |entry| moved_out(&entry.space));
+            Some(Footprint { pid, resident, moved_out, busy: orders.is_at(pid), ..Footprint::default() })
         }));
         beside.and_then(|pid| anonymous_bytes(pid).ok()).unwrap_or(0)
     }
 
     fn moved_out(&self) -> u64 {
         let spaces = self.server.engine().spaces();
-        spaces.iter().map(|(_, space)| space.counts().get(Transition::Moved)).sum::<u64>() * page_bytes()
+        spaces.iter().map(|(_, space)| moved_out(space)).sum()
     }
 
     fn note(&self, resident: u64, over: u64, store: Stats) {
@@ -341,4 +348,9 @@ impl Shared {
             record.fullest = store;
         }
     }
+}
+
+/// Bytes of an address space that were moved out so far.
+fn moved_out(space: &Space) -> u64 {
+    space.counts().get(Transition::Moved) * page_bytes()
 }

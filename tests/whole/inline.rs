@@ -152,7 +152,8 @@ fn advice_is_taken() {
     };
     assert_eq!(faults(Expected::Random), PAGES);
     assert_eq!(faults(Expected::Sequential), PAGES / 64);
-    assert!((PAGES / 64..20).contains(&faults(Expected::Unknown)));
+    // Windows that nobody waits for are none.
+    assert!((2..20).contains(&faults(Expected::Unknown)));
     region.evict(..).unwrap();
     region.advise(..8192, Expected::WillNeed).unwrap();
     assert_eq!(region.usage().out_bytes, (PAGES - 2) * 4096);

@@ -69,7 +69,6 @@ fn go_through(name: &str, pages: &Pages, counts: impl Fn() -> [u64; 4], evict: i
         until("all that was touched is counted", || counts()[0] - before[0] >= touched);
         let after = counts();
         let [came, asked, used, unused] = [0, 1, 2, 3].map(|at| after[at] - before[at]);
-        // What went ahead of a stream counts as asked for; so no more than this came along.
         let (along, in_vain) = (came - asked, came - touched);
         println!(
             "{name}, {pattern}: {touched} touched, {asked} asked for, {came} came, {in_vain} in vain; verdicts {used} and {unused}"

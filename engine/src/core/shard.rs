@@ -297,6 +297,7 @@ impl Shard {
                 Decision::Poison
             }
             PageState::Standby(_) | PageState::Stored(_) => {
+                let mut of_lot = false;
                 let (first, window) = match asked {
                     Asked::All => (page, most),
                     Asked::Ahead => (page, self.around.go_on(page, most)),
@@ -306,13 +307,15 @@ impl Shard {
                         let verdicts = self.around.take_verdicts();
                         self.count_verdicts(verdicts);
                         let around = self.lot_around(page, lot.min(most));
-                        if window < around.1 { around } else { (page, window) }
+                        of_lot = window < around.1;
+                        if of_lot { around } else { (page, window) }
                     }
                 };
-                self.board_run(first, window, flight);
+                self.board_run(first, window, asked != Asked::Ahead, flight);
                 flight.demand = page.since(first);
                 if asked != Asked::All {
-                    self.around.ran_to(page, first.0 + flight.len());
+                    let along = if of_lot { 0 } else { flight.len() - 1 };
+                    self.around.ran_to(first.0 + flight.len(), along);
                     flight.ahead = self.ahead(page, most);
                 }
                 Decision::Load
@@ -384,7 +387,7 @@ impl Shard {
         for n in 1..pages {
             self.set(page.plus(n), PageState::Zeroing);
         }
-        self.around.ran_to(page, page.0 + pages);
+        self.around.ran_to(page.0 + pages, 0);
         pages
     }
 
@@ -411,9 +414,10 @@ impl Shard {
         (first, (start + most).min(self.len()) - first.0)
     }
 
-    /// Takes pages from `page` on into the flight while they come from the same kind of place and are mapped in one piece.
+    /// Takes pages from `page` on into the flight while they come from the same kind of place and are mapped in one piece. All of them come along if none
+    /// is `demanded`.
     #[allow(clippy::cast_possible_truncation)] // a window of pages
-    fn board_run(&mut self, page: PageIndex, window: u32, flight: &mut Flight) {
+    fn board_run(&mut self, page: PageIndex, window: u32, demanded: bool, flight: &mut Flight) {
         let room = self
             .mapped
             .iter()
@@ -436,11 +440,11 @@ impl Shard {
                 }
                 _ => break,
             };
-            let transition = match (aboard, n) {
-                (PageState::Recalling(_), 0) => Transition::Recall,
-                (PageState::Recalling(_), _) => Transition::RecallAround,
-                (_, 0) => Transition::Fetch,
-                _ => Transition::FetchAround,
+            let transition = match (aboard, demanded && n == 0) {
+                (PageState::Recalling(_), true) => Transition::Recall,
+                (PageState::Recalling(_), false) => Transition::RecallAround,
+                (_, true) => Transition::Fetch,
+                (_, false) => Transition::FetchAround,
             };
             self.board(page, aboard, transition, flight);
         }

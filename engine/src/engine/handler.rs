@@ -29,6 +29,8 @@ struct Hands {
     useful: bool,
     /// Messages may be left unread: no time to sleep.
     busy: bool,
+    /// The address space looked at last isn't the only one that has faults.
+    beside: bool,
     /// Address spaces to come back to soon: a fault is parked there, or the gate was held.
     soon: Vec<u64>,
 }
@@ -42,7 +44,7 @@ const SPIN: Duration = Duration::from_micros(50);
 /// How long a helper does before it rests.
 const SPIN_LONG: Duration = Duration::from_micros(500);
 
-/// How often a handler reads one address space's messages before it looks at the others'.
+/// How often a handler reads one address space's messages before it looks at the others': once, where those have faults.
 const ROUNDS: u32 = 64;
 
 /// How long a handler waits for a gate before it turns to other address spaces.
@@ -61,6 +63,7 @@ impl Shared {
             active: Instant::now(),
             useful: false,
             busy: false,
+            beside: false,
             soon: Vec::with_capacity(16),
         };
         let (mut events, mut now) = (Vec::with_capacity(16), Vec::with_capacity(16));
@@ -122,7 +125,11 @@ impl Shared {
             {
                 return;
             }
-            if !self.take_post(hands) && !self.pump(id, hands) {
+            let served = self.take_post(hands) || self.pump(id, hands);
+            if hands.beside {
+                break;
+            }
+            if !served {
                 steering.set_idle(number, true);
                 steering.look_around(number);
             }
@@ -168,6 +175,8 @@ impl Shared {
         hands.last = None;
         let Some(space) = self.spaces.read().get(&id).cloned() else { return false };
         let mut served = false;
+        hands.beside = space.take_turn(id, &self.turns);
+        let rounds = if hands.beside { 0 } else { ROUNDS };
         for round in 0.. {
             let shared = self.placement.is_shared();
             if shared {
@@ -219,7 +228,7 @@ impl Shared {
             if !again {
                 break;
             }
-            if round >= ROUNDS {
+            if round >= rounds {
                 hands.soon.push(id);
                 hands.busy = true;
                 break;
@@ -233,8 +242,11 @@ impl Shared {
         served
     }
 
-    /// While faults are held back there is time to help those they are held back for.
+    /// While faults are held back there is time to help those they are held back for, unless others' faults would wait for that.
     fn help_out(&self, id: u64, hands: &mut Hands) {
+        if hands.beside {
+            return;
+        }
         let space = self.spaces.read().get(&id).cloned();
         if space.is_some_and(|space| space.help_out(&mut hands.out)) {
             hands.busy = true;
@@ -257,9 +269,9 @@ impl Shared {
         let thread = post.fault.thread.filter(|_| self.placement.is_shared());
         if thread.is_some_and(|thread| steering.is_crowded(number, thread)) {
             // Woken by a thread of the normal class it goes to a CPU that is free.
-            self.placement.out_of_idle(|| hands.work.run(&space, post.fault));
+            self.placement.out_of_idle(|| space.spent().on(|| hands.work.run(&space, post.fault)));
         } else {
-            hands.work.run(&space, post.fault);
+            space.spent().on(|| hands.work.run(&space, post.fault));
         }
         hands.active = Instant::now();
         hands.useful = true;

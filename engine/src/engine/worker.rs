@@ -68,10 +68,10 @@ impl Shared {
         while let Some((id, errand)) = self.workers.next() {
             self.placement.keep_off(&mut off);
             let Some(space) = self.spaces.read().get(&id).cloned() else { continue };
-            match errand {
+            space.spent().on(|| match errand {
                 Errand::Write => space.write_for_others(&mut writing),
                 Errand::Ahead(addr, called_off) => space.bring_ahead(&mut bringing, addr, called_off),
-            }
+            });
         }
     }
 }
