@@ -14,12 +14,12 @@ fn every_byte_is_right_while_everything_is_done_to_memory() {
     for seed in SEEDS {
         check(
             &trial,
-            &[&checker, seed, "3", &rounds(1200, 250_000).to_string(), &trial.place.at("file")],
+            &[&checker, seed, "3", &rounds(1200, 100_000).to_string(), &trial.place.at("file")],
             true,
         );
         check(
             &trial,
-            &[&checker, seed, "2", &rounds(800, 100_000).to_string(), &trial.place.at("file")],
+            &[&checker, seed, "2", &rounds(800, 40_000).to_string(), &trial.place.at("file")],
             false,
         );
     }

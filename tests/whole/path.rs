@@ -31,13 +31,18 @@ fn a_fault_served_from_memory_is_one_wait_one_read_one_install_and_one_wake() {
     assert!(others <= FAULTS / 16, "{others} other calls: {calls:?}");
 }
 
+/// Waits for the thread: it names itself once it runs.
 fn thread_named(pid: u32, name: &str) -> i32 {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    tasks
-        .map(|task| task.unwrap().path())
-        .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim_end() == name))
-        .map(|task| task.file_name().unwrap().to_str().unwrap().parse().unwrap())
-        .unwrap()
+    loop {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+        let found = tasks
+            .map(|task| task.unwrap().path())
+            .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim_end() == name));
+        if let Some(task) = found {
+            return task.file_name().unwrap().to_str().unwrap().parse().unwrap();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
 }
 
 /// The system calls a thread made, by number.
