@@ -10,6 +10,7 @@ mod confinement;
 #[cfg(feature = "control")]
 pub mod control;
 mod doors;
+mod error;
 mod eyes;
 pub mod footprint;
 #[cfg(all(feature = "control", feature = "run"))]
@@ -44,6 +45,7 @@ mod warden;
 pub use builder::ServerBuilder;
 #[cfg(feature = "control")]
 pub use confinement::Confinement;
+pub use error::ServerError;
 pub use eyes::Sights;
 #[cfg(all(feature = "control", feature = "run"))]
 pub use handover::QUESTION;
@@ -51,7 +53,7 @@ pub use heir::Heritage;
 #[cfg(all(feature = "control", feature = "run"))]
 pub use keeper::{Keeper, KeeperError, Kept};
 pub use recorder::Recorder;
-pub use server::{ClientStatus, Server, ServerError};
+pub use server::{ClientStatus, Server};
 #[cfg(feature = "control")]
 pub use service::{Options, Service};
 pub use sweep::Swept;

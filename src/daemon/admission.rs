@@ -1,9 +1,9 @@
 //! Who is taken on, and with what.
 
+use super::error::ServerError;
 use super::heir::{REPLY_TIMEOUT, note};
 use super::notes;
 use super::reach::{ClientReach, Told};
-use super::server::ServerError;
 use parking_lot::Mutex;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;

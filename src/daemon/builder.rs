@@ -1,8 +1,9 @@
 //! Settings of a server.
 
 use super::admission::Admission;
+use super::error::ServerError;
 use super::heir::Heritage;
-use super::server::{Server, ServerError};
+use super::server::Server;
 use std::path::PathBuf;
 use std::sync::Arc;
 use userswap_engine::Engine;

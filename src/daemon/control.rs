@@ -19,8 +19,8 @@
 //! An answer is `{"ok":…}`, or `{"error":{"kind":…,"message":…}}` with the kind one of `request`, `no-client`, `failed`.
 
 use super::confinement::Confinement;
+use super::error::{ServerError, chain};
 use super::report::{StoreStatus, Totals};
-use super::server::{ServerError, chain};
 use super::service::Desk;
 use super::settings::PolicySettings;
 use serde::de::DeserializeOwned;

@@ -1,9 +1,9 @@
 //! Taking up what a dead worker has left: its descriptors by their numbers, its clients by their ledgers.
 #![allow(unsafe_code)]
 
+use super::error::{ServerError, end_at_once};
 use super::notes::{self, Note};
 use super::reach::{ClientReach, Told};
-use super::server::{ServerError, end_at_once};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use std::collections::HashSet;

@@ -10,10 +10,10 @@
 #![allow(unsafe_code)]
 
 use super::control::{ControlError, ControlSocket};
+use super::error::{chain, end_at_once};
 use super::handover::{self, Handover};
 use super::heir::Heritage;
 use super::notes;
-use super::server::{chain, end_at_once};
 use crate::run::Signals;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};

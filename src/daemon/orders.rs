@@ -1,6 +1,7 @@
 //! Orders that a policy gave and that clients' stewards are carrying out.
 
-use super::server::{Server, ServerError};
+use super::error::ServerError;
+use super::server::Server;
 use crossbeam::channel::{Receiver, Select, TryRecvError};
 use std::collections::HashMap;
 use std::time::Duration;

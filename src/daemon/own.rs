@@ -1,7 +1,8 @@
 //! Memory of the daemon's own process, in care beside that of its clients.
 #![allow(unsafe_code)]
 
-use super::server::{Server, ServerError};
+use super::error::ServerError;
+use super::server::Server;
 use std::sync::Arc;
 use userswap_engine::{Keep, LocalReach, MemoryError, MovedOut, Pacer, Space, SpaceId, Watched};
 use userswap_uffd::{Span, Uffd, page_bytes};

@@ -1,6 +1,7 @@
 //! Recording which pages the clients of a server touch.
 
-use super::server::{Server, ServerError, chain};
+use super::error::{ServerError, chain};
+use super::server::Server;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 use userswap_engine::SpaceId;

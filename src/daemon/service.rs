@@ -2,10 +2,11 @@
 
 use super::confinement::Confinement;
 use super::control::{ClientReport, Control, ControlError, ControlSocket, Status};
+use super::error::ServerError;
 use super::eyes::Sights;
 use super::footprint::proportional_bytes;
 use super::report::{StoreStatus, Totals};
-use super::server::{Server, ServerError};
+use super::server::Server;
 use super::settings::{PolicySettings, SettingsError};
 use super::throttle::Throttle;
 use super::warden::Warden;

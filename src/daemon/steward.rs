@@ -3,10 +3,11 @@
 //! Moving waits for the client, which may be stopped for as long as it likes; a thread of its own keeps that from everybody else.
 //! Without a limit it sleeps until somebody asks for something.
 
+use super::error::ServerError;
 use super::notes;
 use super::orders::{Choose, Done};
 use super::reach::ClientReach;
-use super::server::{ClientEntry, Inner, ServerError};
+use super::server::{ClientEntry, Inner};
 use super::survey::Survey;
 use super::sweep::{Sweeper, Swept};
 use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
