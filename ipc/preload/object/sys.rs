@@ -244,7 +244,8 @@ pub(crate) unsafe fn reserve(over: Option<usize>, len: usize) -> Result<(usize, 
     match unsafe { call(nr::MMAP, [at, len, NO_ACCESS, DROPPABLE_ANONYMOUS | fixed, usize::MAX, 0]) } {
         // SAFETY: the caller's promise.
         Err(Errno::INVAL | Errno::OPNOTSUPP) => unsafe {
-            call(nr::MMAP, [at, len, NO_ACCESS, PRIVATE_ANONYMOUS | fixed, usize::MAX, 0]).map(|place| (place, false))
+            call(nr::MMAP, [at, len, NO_ACCESS, PRIVATE_ANONYMOUS | fixed, usize::MAX, 0])
+                .map(|place| (place, false))
         },
         place => place.map(|place| (place, true)),
     }
