@@ -325,7 +325,6 @@ impl Directory {
 }
 
 /// The ranges without what they have in common with `other`.
-/// What of `spans` isn't in `other`.
 pub(crate) fn without(spans: &[Span], other: Span) -> Vec<Span> {
     let minus = |span: &Span| {
         let (before, after) = span.subtract(&other);

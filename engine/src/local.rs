@@ -1,6 +1,6 @@
 //! The own process: a region of memory that pages itself.
 
-mod reach;
+pub(crate) mod reach;
 mod region;
 mod served;
 mod signalled;

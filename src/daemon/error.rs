@@ -12,10 +12,10 @@ use userswap_ipc::{LinkError, TransportError};
 pub enum ServerError {
     /// Listening, or talking to a client.
     #[error(transparent)]
-    Transport(#[from] userswap_ipc::TransportError),
+    Transport(#[from] TransportError),
     /// A client was not taken on.
     #[error(transparent)]
-    Link(#[from] userswap_ipc::LinkError),
+    Link(#[from] LinkError),
     /// The kernel refused something about a client.
     #[error(transparent)]
     Kernel(#[from] userswap_uffd::Error),

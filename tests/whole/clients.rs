@@ -201,19 +201,27 @@ fn clients_that_lie_or_hang_in_the_handshake_are_turned_away_and_nobody_waits() 
     daemon.nothing_left();
 }
 
-/// Whatever somebody without privilege does who may connect: an honest client beside is served after each attack, and nothing is left of any.
-#[test]
-fn attacks_by_a_client_without_privilege_harm_nobody_else() {
-    let name = "attacks_by_a_client_without_privilege_harm_nobody_else";
+/// By either contract: a daemon that allows somebody without privilege, who is ready to attack it. Nothing may be left in the end.
+fn beside_an_attacker(name: &'static str, attack: impl Fn(&Daemon, &mut Part)) {
     let _watch = Watchdog::new(name);
     if !is_root(name) {
         return;
     }
     for contract in [Contract::Extended, Contract::Strict] {
         let daemon = Daemon::start(contract, |builder| builder.allow_uid(NOBODY));
-        let mut honest = daemon.client();
         let mut attacker = daemon.start_client("attacker");
         attacker.expect("ready");
+        attack(&daemon, &mut attacker);
+        daemon.nothing_left();
+    }
+}
+
+/// Whatever somebody without privilege does who may connect: an honest client beside is served after each attack, and nothing is left of any.
+#[test]
+fn attacks_by_a_client_without_privilege_harm_nobody_else() {
+    let name = "attacks_by_a_client_without_privilege_harm_nobody_else";
+    beside_an_attacker(name, |daemon, attacker| {
+        let mut honest = daemon.client();
         for attack in
             ["silence", "half a handshake", "noise", "greetings", "descriptors", "areas", "answers", "crowd"]
         {
@@ -234,22 +242,14 @@ fn attacks_by_a_client_without_privilege_harm_nobody_else() {
             client.say("end");
             client.wait();
         }
-        daemon.nothing_left();
-    }
+    });
 }
 
 /// A connection outlives the process that made it, and that one's number is another's by then: who speaks on it is nobody.
 #[test]
 fn the_connection_of_a_process_that_is_gone_is_nobodys_whoever_has_its_number() {
     let name = "the_connection_of_a_process_that_is_gone_is_nobodys_whoever_has_its_number";
-    let _watch = Watchdog::new(name);
-    if !is_root(name) {
-        return;
-    }
-    for contract in [Contract::Extended, Contract::Strict] {
-        let daemon = Daemon::start(contract, |builder| builder.allow_uid(NOBODY));
-        let mut attacker = daemon.start_client("attacker");
-        attacker.expect("ready");
+    beside_an_attacker(name, |daemon, attacker| {
         attacker.say("borrow");
         let said = attacker.hear();
         let gone: u32 = said.strip_prefix("gone ").unwrap().parse().unwrap();
@@ -268,8 +268,7 @@ fn the_connection_of_a_process_that_is_gone_is_nobodys_whoever_has_its_number() 
         honest.ask("check", "checked");
         honest.say("end");
         honest.wait();
-        daemon.nothing_left();
-    }
+    });
 }
 
 /// Starts a process under this number, if the kernel lets itself be told where to go on.
@@ -288,15 +287,8 @@ fn under_the_number(pid: u32, start: impl Fn() -> Part) -> Part {
 #[test]
 fn whoever_takes_all_descriptors_takes_them_from_itself() {
     let name = "whoever_takes_all_descriptors_takes_them_from_itself";
-    let _watch = Watchdog::new(name);
-    if !is_root(name) {
-        return;
-    }
-    for contract in [Contract::Extended, Contract::Strict] {
-        let daemon = Daemon::start(contract, |builder| builder.allow_uid(NOBODY));
+    beside_an_attacker(name, |daemon, attacker| {
         let mut honest = daemon.client();
-        let mut attacker = daemon.start_client("attacker");
-        attacker.expect("ready");
         attacker.ask("thousands", "done");
         until("some are turned away", || daemon.server.refused() > 0);
         let mut late = daemon.client();
@@ -309,8 +301,7 @@ fn whoever_takes_all_descriptors_takes_them_from_itself() {
             client.say("end");
             client.wait();
         }
-        daemon.nothing_left();
-    }
+    });
 }
 
 /// What an honest client gets done while somebody floods the daemon is at least 0.8 of what it gets done while somebody as busy leaves the daemon alone, in turn. It is several times as much, for

@@ -267,11 +267,12 @@ impl Shared {
         let (number, steering) = (hands.number, &self.placement.steering);
         steering.set_idle(number, false);
         let thread = post.fault.thread.filter(|_| self.placement.is_shared());
+        let mut work = || space.spent().on(|| hands.work.run(&space, post.fault));
         if thread.is_some_and(|thread| steering.is_crowded(number, thread)) {
             // Woken by a thread of the normal class it goes to a CPU that is free.
-            self.placement.out_of_idle(|| space.spent().on(|| hands.work.run(&space, post.fault)));
+            self.placement.out_of_idle(work);
         } else {
-            space.spent().on(|| hands.work.run(&space, post.fault));
+            work();
         }
         hands.active = Instant::now();
         hands.useful = true;

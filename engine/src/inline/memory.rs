@@ -1,12 +1,13 @@
 //! The memory of an inline region: the range itself, and the slots that pages leave through. All unsafe code of inline regions.
 
+use crate::local::reach::move_to_slot;
 use crate::memory::MemoryError;
 use crate::watched::refused;
 use std::sync::atomic::{AtomicU8, Ordering};
 use userswap_uffd::own::{madvise, mincore};
 use userswap_uffd::{
     Advice, CopyMode, Error, Features, Mapping, MoveMode, OpenMode, Outcome, Protection, RegisterMode, Span,
-    Stop, Uffd, page_bytes, page_size,
+    Uffd, page_bytes, page_size,
 };
 
 /// The range of a region, its slots, and the userfaultfd for both.
@@ -113,22 +114,8 @@ impl InlineMemory {
 
     /// Moves pages of the region to the start of a slot that is free.
     pub(super) fn move_out(&self, from: Span, slot: u32) -> Outcome {
-        let to = self.slot_addr(slot, 0);
-        let (mut done, len) = (0, from.len());
-        let mut unshared_at = None;
-        loop {
-            // SAFETY: needed because the pages vanish from where the program has them. The range is registered, so whoever touches them
-            // has us bring them back.
-            let outcome =
-                unsafe { self.uffd.move_to_empty(to + done, from.start() + done, len - done, MODE) };
-            done += outcome.done;
-            match outcome.stop {
-                Some(Stop::Pinned) if unshared_at != Some(done) && unshare(from.start() + done) => {
-                    unshared_at = Some(done);
-                }
-                stop => return Outcome { done, stop },
-            }
-        }
+        // SAFETY: needed because the pages vanish from where the program has them. The range is registered; the slot is free.
+        unsafe { move_to_slot(&self.uffd, from, self.slot_addr(slot, 0), MODE) }
     }
 
     /// Moves pages of a slot into the region.
@@ -196,13 +183,6 @@ pub(super) struct Frames {
     pub(super) next: u32,
     /// The one after the last.
     pub(super) end: u32,
-}
-
-/// Write-faults the page in place, which makes it this process's alone if no other has it.
-fn unshare(addr: u64) -> bool {
-    Span::new(addr, page_bytes())
-        // SAFETY: needed because madvise can destroy memory; this advice changes no byte.
-        .is_ok_and(|page| unsafe { madvise(page, Advice::PopulateWrite) }.is_ok())
 }
 
 fn nowhere(_: userswap_uffd::SpanError) -> MemoryError {

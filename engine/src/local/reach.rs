@@ -55,7 +55,9 @@ unsafe impl Reach for LocalReach {
         // SAFETY: needed because missing pages of the slot would be ours to fill; it is our own staging area.
         unsafe { uffd.register(slot, RegisterMode::MISSING) }
             .map_err(|error| refused("registering", slot, error))?;
-        outcomes.extend(orders.iter().map(|order| move_pages(uffd, *order)));
+        let mode = MoveMode { dont_wake: true, allow_src_holes: true };
+        // SAFETY: needed because the pages vanish. The range is managed and registered; the slot is ours and empty.
+        outcomes.extend(orders.iter().map(|order| unsafe { move_to_slot(uffd, order.from, order.to, mode) }));
         Ok(Moved::Now)
     }
 
@@ -93,19 +95,21 @@ unsafe impl Reach for LocalReach {
     }
 }
 
-/// Moves until it is done or the kernel says why not. A page that a fork left shared in name only is made exclusive and tried once more.
-fn move_pages(uffd: &Uffd, order: Order) -> Outcome {
-    let mode = MoveMode { dont_wake: true, allow_src_holes: true };
-    let (mut done, len) = (0, order.from.len());
+/// Moves pages of this process's own memory to a slot until it is done or the kernel says why not. A page that a fork left shared in name only is made exclusive
+/// and tried once more.
+///
+/// # Safety
+/// The pages vanish from where the program has them: the range must be registered, so that whoever touches it has them brought back; and nothing may be in the
+/// slot, or be put there by others.
+pub(crate) unsafe fn move_to_slot(uffd: &Uffd, from: Span, to: u64, mode: MoveMode) -> Outcome {
+    let (mut done, len) = (0, from.len());
     let mut unshared_at = None;
     loop {
-        // SAFETY: needed because the pages vanish from where the program has them. The range is managed and registered, so
-        // whoever touches it waits for us to bring them back; the slot is ours and empty.
-        let outcome =
-            unsafe { uffd.move_to_empty(order.to + done, order.from.start() + done, len - done, mode) };
+        // SAFETY: needed because the pages vanish; the caller's promise, for what is left of them.
+        let outcome = unsafe { uffd.move_to_empty(to + done, from.start() + done, len - done, mode) };
         done += outcome.done;
         match outcome.stop {
-            Some(Stop::Pinned) if unshared_at != Some(done) && unshare(order.from.start() + done) => {
+            Some(Stop::Pinned) if unshared_at != Some(done) && unshare(from.start() + done) => {
                 unshared_at = Some(done);
             }
             stop => return Outcome { done, stop },

@@ -2,7 +2,7 @@
 //! it.
 
 use std::ffi::CStr;
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{Mode, OFlags};
@@ -58,7 +58,7 @@ impl Whereabouts {
         let _ = write!(&mut path[..47], "/proc/{thread}/task/{thread}/stat");
         let path = CStr::from_bytes_until_nul(&path).unwrap_or_default();
         let stat = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| gone_or(thread, "opening a thread's stat", e.into()))?;
+            .map_err(|e| Error::gone_or(thread, "opening a thread's stat", e))?;
         Ok(Self { thread, stat })
     }
 
@@ -72,7 +72,7 @@ impl Whereabouts {
         // 52 numbers and a name of 15 bytes.
         let mut stat = [0u8; 1024];
         let len = rustix::io::pread(&self.stat, &mut stat, 0)
-            .map_err(|e| gone_or(self.thread, "reading a thread's stat", e.into()))?;
+            .map_err(|e| Error::gone_or(self.thread, "reading a thread's stat", e))?;
         let stat = std::str::from_utf8(stat.get(behind_the_name(&stat[..len])..len).unwrap_or_default());
         let processor = stat.ok().and_then(processor);
         processor.ok_or_else(|| Error::Malformed {
@@ -85,7 +85,7 @@ impl Whereabouts {
 /// A thread's name, at most 15 bytes.
 pub fn thread_name(pid: u32, thread: u32) -> Result<String, Error> {
     let path = format!("/proc/{pid}/task/{thread}/comm");
-    let bytes = std::fs::read(path).map_err(|e| gone_or(pid, "reading a thread's name", e))?;
+    let bytes = std::fs::read(path).map_err(|e| Error::gone_or(pid, "reading a thread's name", e))?;
     Ok(String::from_utf8_lossy(&bytes).trim_end_matches('\n').to_owned())
 }
 
@@ -112,13 +112,6 @@ fn behind_the_name(stat: &[u8]) -> usize {
 /// Field 39, of which the first two are left out.
 fn processor(behind_the_name: &str) -> Option<usize> {
     behind_the_name.split_ascii_whitespace().nth(39 - 3)?.parse().ok()
-}
-
-fn gone_or(pid: u32, doing: &'static str, source: io::Error) -> Error {
-    match source.raw_os_error() {
-        Some(libc::ENOENT | libc::ESRCH) => Error::Gone { pid },
-        _ => Error::system(doing, source),
-    }
 }
 
 #[cfg(test)]

@@ -116,6 +116,15 @@ impl Error {
         }
     }
 
+    /// That a process or thread is gone, where something of it in /proc isn't there; else that `doing` this failed.
+    pub(crate) fn gone_or(pid: u32, doing: &'static str, source: impl Into<io::Error>) -> Error {
+        let source = source.into();
+        match source.raw_os_error() {
+            Some(libc::ENOENT | libc::ESRCH) => Error::Gone { pid },
+            _ => Error::system(doing, source),
+        }
+    }
+
     pub(crate) fn system(doing: &'static str, source: impl Into<io::Error>) -> Error {
         Error::System { doing, source: source.into() }
     }

@@ -1,7 +1,6 @@
 //! A process's mappings: /proc/PID/maps and the VmFlags of /proc/PID/smaps, parsed.
 
 use std::fmt;
-use std::io;
 
 use bitflags::bitflags;
 
@@ -226,13 +225,9 @@ fn malformed(line: &str) -> Error {
 
 /// Names need not be UTF-8: what isn't becomes replacement characters, no mapping is lost for it.
 fn read(pid: u32, file: &str) -> Result<String, Error> {
-    match std::fs::read(format!("/proc/{pid}/{file}")) {
-        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => {
-            Err(Error::Gone { pid })
-        }
-        Err(e) => Err(Error::system("reading a process's mappings", e)),
-    }
+    let bytes = std::fs::read(format!("/proc/{pid}/{file}"))
+        .map_err(|e| Error::gone_or(pid, "reading a process's mappings", e))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 impl fmt::Display for Vma {

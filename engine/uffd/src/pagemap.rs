@@ -72,19 +72,18 @@ pub struct ScanRange {
     pub categories: Categories,
 }
 
+const OPENING: &str = "opening a pagemap";
+
 impl Pagemap {
     /// Of the process that has this number now.
     pub fn open(pid: u32) -> Result<Pagemap, Error> {
-        let opened = Pagemap::open_path(&format!("/proc/{pid}/pagemap"));
-        opened.map_err(|error| match error.errno() {
-            Some(libc::ENOENT | libc::ESRCH) => Error::Gone { pid },
-            _ => error,
-        })
+        let file = File::open(format!("/proc/{pid}/pagemap"));
+        file.map(Pagemap::from_file).map_err(|e| Error::gone_or(pid, OPENING, e))
     }
 
     /// Of this process.
     pub fn this() -> Result<Pagemap, Error> {
-        Pagemap::open_path("/proc/self/pagemap")
+        File::open("/proc/self/pagemap").map(Pagemap::from_file).map_err(|e| Error::system(OPENING, e))
     }
 
     /// Takes an open pagemap, such as one passed by someone with more privilege.
@@ -151,10 +150,6 @@ impl Pagemap {
             }
         }
         Ok(at)
-    }
-
-    fn open_path(path: &str) -> Result<Pagemap, Error> {
-        File::open(path).map(Pagemap::from_file).map_err(|e| Error::system("opening a pagemap", e))
     }
 }
 

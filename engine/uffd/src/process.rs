@@ -189,10 +189,7 @@ impl Process {
     }
 
     fn error(&self, doing: &'static str, source: io::Error) -> Error {
-        match source.raw_os_error() {
-            Some(libc::ESRCH | libc::ENOENT) => Error::Gone { pid: self.pid },
-            _ => Error::system(doing, source),
-        }
+        Error::gone_or(self.pid, doing, source)
     }
 }
 
