@@ -212,6 +212,31 @@ fn a_successor_finds_every_page() {
     }
 }
 
+/// One that was refused for a few hundred bytes had every program that had pages in it ended.
+#[test]
+fn a_successor_keeps_what_it_finds_though_it_is_more_than_fits() {
+    for codec in codecs() {
+        let store = Ram::with_codec(codec).recoverable(true).build().unwrap();
+        for at in 0..2000 {
+            put(&store, key(at, 5), &page(at));
+        }
+        let little = store.stats().memory_bytes / 2;
+        let (store, found) = Ram::with_codec(codec).capacity(little).rebuild(left_behind(store)).unwrap();
+        assert_eq!(found.len(), 2000);
+        for (key, handle) in &found {
+            assert_eq!(fetch_and_wait(&store, *handle, *key).unwrap(), page(key.page));
+        }
+        let more = page(7);
+        let mut handles = [None];
+        let refused = store.put(&[Page { key: key(3000, 1), bytes: &more }], &mut handles);
+        assert!(matches!(refused, Err(StoreError::Full { available: 0, .. })), "{refused:?}");
+        store.free(&found.iter().map(|(_, handle)| *handle).collect::<Vec<_>>());
+        store.maintain(Budget::UNLIMITED);
+        put(&store, key(3000, 1), &more);
+        assert!(store.stats().memory_bytes <= little);
+    }
+}
+
 #[test]
 fn a_successor_drops_what_is_not_whole() {
     let store = Ram::builder().build().unwrap();

@@ -47,6 +47,12 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            // Standard error is shown with a failure wherever tests are run.
+            eprintln!("the daemon's last lines:\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+        }
         let _ = self.keeper.kill();
         let _ = self.keeper.wait();
     }

@@ -12,7 +12,7 @@ use super::arena::{Arena, Slot};
 use super::dictionaries::{Dictionaries, Settings};
 use super::index::{Cursor, Index};
 use super::object::{self, Form};
-use super::pool::{Held, NoRoom, Pool};
+use super::pool::{Held, Limits, NoRoom, Pool};
 use super::same::Same;
 use super::writeback::Back;
 use super::{Codec, DICTIONARY_FROM, Ram, Recompress, Writeback};
@@ -163,11 +163,11 @@ impl Builder {
     /// The store whose objects are in a memfd a dead process left behind ([`Ram::arena_file`]), with the handle of each, sorted by key.
     ///
     /// Objects that aren't whole are dropped, as are those whose dictionary isn't, and the second of two under one key. Pages are read with whatever codec wrote them,
-    /// if its feature is on; this builder's codec is for what is put from now on. The page size is the arena's.
+    /// if its feature is on; this builder's codec is for what is put from now on. The page size is the arena's. What was found is kept even where it is more than the capacity:
+    /// then puts are refused until it is less.
     ///
     /// # Errors
-    /// [`StoreError::Io`] if the file isn't an arena, or its process is still alive;
-    /// [`StoreError::Full`] if the index doesn't fit the capacity.
+    /// [`StoreError::Io`] if the file isn't an arena, or its process is still alive.
     pub fn rebuild(self, arena: File) -> Result<(Ram, Vec<(PageKey, Handle)>), StoreError> {
         self.rebuild_over(arena, &[])
     }
@@ -186,7 +186,9 @@ impl Builder {
         self.page_size = page_size;
         self.deduplicate = false;
         self.check()?;
-        let store = self.over(arena);
+        let mut store = self.over(arena);
+        // A store that had been full may take a little more here, as memory of what its process was about to put: it can be given back only by one that is open.
+        let limits = store.held.limit(Limits::NONE);
         let mut found: Vec<(PageKey, Slot, Form, usize)> = Vec::new();
         let mut pieces: Vec<(PageKey, Slot)> = Vec::new();
         let keep = |arena: &Arena, slot: Slot| {
@@ -236,6 +238,8 @@ impl Builder {
         for dictionary in &dictionaries {
             store.dictionaries.release(dictionary, &store.pool, &store.held);
         }
+        store.held.limit(limits);
+        store.give_back();
         Ok((store, handles))
     }
 
@@ -307,7 +311,7 @@ impl Builder {
             capabilities.deduplicates = true;
             capabilities.durability = Durability::Process;
         }
-        let held = Held::new(self.capacity, self.writeback.is_some() || dense.is_some());
+        let held = Held::new(Limits::new(self.capacity, self.writeback.is_some() || dense.is_some()));
         let (pool, index) = (Pool::new(arena, self.page_size), Index::new(ages));
         held.add((size_of::<Ram>() + pool.overhead() + index.overhead()) as u64);
         Ram {

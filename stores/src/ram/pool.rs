@@ -14,9 +14,25 @@ use super::object;
 pub(crate) struct Held {
     bytes: AtomicU64,
     most: AtomicU64,
+    limits: Limits,
+}
+
+/// What a store may hold.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
     capacity: u64,
     /// Of the capacity, what is left to [`Purpose::Upkeep`].
     kept_back: u64,
+}
+
+impl Limits {
+    pub(crate) const NONE: Self = Self { capacity: u64::MAX, kept_back: 0 };
+
+    /// `works`: a part of the capacity is for upkeep.
+    pub(crate) fn new(capacity: Option<u64>, works: bool) -> Self {
+        let kept_back = capacity.filter(|_| works).map_or(0, |capacity| (capacity / 32).min(KEPT_BACK));
+        Self { capacity: capacity.unwrap_or(u64::MAX), kept_back }
+    }
 }
 
 /// What memory is wanted for.
@@ -29,11 +45,14 @@ pub(crate) enum Purpose {
 }
 
 impl Held {
-    /// Nothing yet, of this capacity. `works`: a part of it is for upkeep.
-    pub(crate) fn new(capacity: Option<u64>, works: bool) -> Self {
-        let kept_back = capacity.filter(|_| works).map_or(0, |capacity| (capacity / 32).min(KEPT_BACK));
-        let capacity = capacity.unwrap_or(u64::MAX);
-        Self { bytes: AtomicU64::new(0), most: AtomicU64::new(0), capacity, kept_back }
+    /// Nothing yet.
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self { bytes: AtomicU64::new(0), most: AtomicU64::new(0), limits }
+    }
+
+    /// From now on these limits are for it, those before come back. More may be held than they allow: nothing is added until less is.
+    pub(crate) fn limit(&mut self, limits: Limits) -> Limits {
+        std::mem::replace(&mut self.limits, limits)
     }
 
     /// The most it ever was.
@@ -53,8 +72,8 @@ impl Held {
     /// Counts `more` in, if it fits what there is for this purpose.
     pub(crate) fn reserve_for(&self, purpose: Purpose, more: u64) -> Result<(), NoRoom> {
         let limit = match purpose {
-            Purpose::Put => self.capacity - self.kept_back,
-            Purpose::Upkeep => self.capacity,
+            Purpose::Put => self.limits.capacity - self.limits.kept_back,
+            Purpose::Upkeep => self.limits.capacity,
         };
         let fits = |held: u64| held.checked_add(more).filter(|sum| *sum <= limit);
         match self.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits) {
@@ -64,7 +83,7 @@ impl Held {
             }
             Err(held) => {
                 let available = limit.saturating_sub(held);
-                Err(NoRoom::Capacity { needed: more, available, capacity: self.capacity })
+                Err(NoRoom::Capacity { needed: more, available, capacity: self.limits.capacity })
             }
         }
     }
