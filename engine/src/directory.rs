@@ -220,10 +220,11 @@ impl Directory {
         gone
     }
 
-    /// Something is mapped in the place of what is nobody's in `span`, whose own event may be still to come.
-    pub fn replace_left(&mut self, span: Span) {
+    /// Something is mapped in the place of what is nobody's in `span`, whose own event may be still to come. Whether there was anything; it may be just that, and watched still.
+    pub fn replace_left(&mut self, span: Span) -> bool {
         let left = self.take_left(span);
-        self.overdue.extend(left.into_iter().map(|span| Overdue { span, part: None }));
+        self.overdue.extend(left.iter().map(|span| Overdue { span: *span, part: None }));
+        !left.is_empty()
     }
 
     /// A range was moved away from, or came along as nobody's. Where something else stands already it is overdue.
@@ -244,6 +245,11 @@ impl Directory {
         self.unwatched.extend(self.left.iter().filter_map(|left| left.intersection(&span)));
     }
 
+    /// Whether [`nothing_overdue`](Self::nothing_overdue) would change anything.
+    pub fn is_anything_overdue(&self) -> bool {
+        !self.overdue.is_empty() || !self.unwatched.is_empty()
+    }
+
     /// All events there were have been read: what is overdue went without one. So will what is left and not registered: a move's own
     /// unmapping would have been told by now, so its old mapping stayed.
     pub fn nothing_overdue(&mut self) -> impl Iterator<Item = Part> + use<> {
@@ -254,6 +260,7 @@ impl Directory {
     }
 
     /// Ranges that were moved away from.
+    #[cfg(test)]
     pub(crate) fn left(&self) -> &[Span] {
         &self.left
     }

@@ -63,7 +63,7 @@ const MAGIC: u64 = 0x7573_7761_6c65_6400 | LAYOUT;
 
 /// Which layout of ledgers and lists this program writes and takes up. Changed with any of them, with what an embedder's notes say, and with the layout of the
 /// store's objects.
-pub const LAYOUT: u64 = 2;
+pub const LAYOUT: u64 = 3;
 
 /// The words of the head.
 #[derive(Clone, Copy)]
@@ -259,12 +259,12 @@ impl Ledger {
     }
 
     /// How many events of the ring are in the directory.
-    pub(crate) fn events_applied(&self) -> u32 {
+    pub fn events_applied(&self) -> u32 {
         u32::try_from(self.get(Head::Directory) >> 1).unwrap_or(0)
     }
 
     /// The ring is empty.
-    pub(crate) fn ring_cleared(&self) {
+    pub fn ring_cleared(&self) {
         let word = self.get(Head::Directory);
         if word > 1 {
             self.set(Head::Directory, word & 1);
@@ -290,8 +290,15 @@ impl Ledger {
         }
         words[1].store(slot.span.start(), Ordering::Release);
         words[2].store(slot.span.len(), Ordering::Release);
-        words[3].store(slot.serial, Ordering::Release);
+        words[3].store(slot.serial << 1 | u64::from(slot.ordered), Ordering::Release);
         words[0].store(slot.owner, Ordering::Release);
+    }
+
+    /// Writes down that pages are about to be ordered into the slot that `id` names.
+    pub(crate) fn note_order(&self, id: SlotId) {
+        if let Some(words) = self.slot_words(id) {
+            words[3].fetch_or(1, Ordering::Release);
+        }
     }
 
     /// Writes down that `id` names nothing any more.
@@ -306,7 +313,8 @@ impl Ledger {
         let words = self.slot_words(id)?;
         let word = |at: usize| words[at].load(Ordering::Acquire);
         let span = Span::new(word(1), word(2)).ok()?;
-        (word(0) != 0).then(|| SlotRecord { owner: word(0), span, serial: word(3) })
+        let (serial, ordered) = (word(3) >> 1, word(3) & 1 != 0);
+        (word(0) != 0).then(|| SlotRecord { owner: word(0), span, serial, ordered })
     }
 
     /// All names that were ever used and what they name, in order.
@@ -331,6 +339,8 @@ pub(crate) struct SlotRecord {
     pub(crate) span: Span,
     /// Orders slots by when they were filled.
     pub(crate) serial: u64,
+    /// What is to move there may have been ordered to; else it wasn't.
+    pub(crate) ordered: bool,
 }
 
 impl AsFd for Ledger {
@@ -378,10 +388,13 @@ mod tests {
     #[test]
     fn a_slot_is_one_from_its_last_store_on() {
         let ledger = ledger();
-        let record = SlotRecord { owner: 3, span: Span::new(0x1000, 0x4000).unwrap(), serial: 9 };
+        let record =
+            SlotRecord { owner: 3, span: Span::new(0x1000, 0x4000).unwrap(), serial: 9, ordered: false };
         assert_eq!(found(&ledger).slot(SlotId(5)), None);
         ledger.note_slot(SlotId(5), &record);
         assert_eq!(found(&ledger).slot(SlotId(5)), Some(record));
+        ledger.note_order(SlotId(5));
+        assert_eq!(found(&ledger).slot(SlotId(5)), Some(SlotRecord { ordered: true, ..record }));
         ledger.clear_slot(SlotId(5));
         assert_eq!(found(&ledger).slot(SlotId(5)), None);
     }
@@ -389,7 +402,8 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_known_not_to() {
         let ledger = ledger();
-        let record = SlotRecord { owner: 3, span: Span::new(0x1000, 0x4000).unwrap(), serial: 9 };
+        let record =
+            SlotRecord { owner: 3, span: Span::new(0x1000, 0x4000).unwrap(), serial: 9, ordered: false };
         assert!(found(&ledger).is_complete());
         ledger.note_slot(SlotId(u32::try_from(MOST_SLOTS).unwrap()), &record);
         assert!(!found(&ledger).is_complete());

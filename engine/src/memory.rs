@@ -161,6 +161,9 @@ pub trait Memory: Send + Sync + 'static {
     /// Wakes who waits in the range, whether or not anything is mapped there.
     fn wake(&self, span: Span);
 
+    /// Wakes whoever waits, wherever that is.
+    fn wake_all(&self);
+
     /// Has missing pages of the range reported to us from now on.
     ///
     /// # Errors

@@ -47,8 +47,8 @@ impl SlotPool {
         self.ranges.lock().inherited.extend(self.cut(area, page_bytes));
     }
 
-    /// The slot at `span` as one that pages stand in: a dead process has left it so.
-    pub(crate) fn found(self: &Arc<Self>, span: Span, host: &Arc<dyn Memory>) -> Arc<Slot> {
+    /// The slot at `span` as one that pages stand in: a dead process has left it so. Without a host its address space is gone.
+    pub(crate) fn found(self: &Arc<Self>, span: Span, host: Option<&Arc<dyn Memory>>) -> Arc<Slot> {
         let mut ranges = self.ranges.lock();
         ranges.free.retain(|other| !other.overlaps(&span));
         ranges.inherited.retain(|other| !other.overlaps(&span));
@@ -111,13 +111,13 @@ impl SlotPool {
         let mut ranges = self.ranges.lock();
         let span = ranges.free.pop()?;
         ranges.in_use += 1;
-        Some(Arc::new(self.slot(span, host, Phase::Filling)))
+        Some(Arc::new(self.slot(span, Some(host), Phase::Filling)))
     }
 
-    fn slot(self: &Arc<Self>, span: Span, host: &Arc<dyn Memory>, phase: Phase) -> Slot {
+    fn slot(self: &Arc<Self>, span: Span, host: Option<&Arc<dyn Memory>>, phase: Phase) -> Slot {
         Slot {
             span,
-            host: Arc::clone(host),
+            host: host.map(Arc::clone),
             pool: Arc::clone(self),
             phase: Mutex::new(phase),
             settled: Condvar::new(),
@@ -194,7 +194,7 @@ pub enum Phase {
 /// One slot, held by whoever needs its bytes.
 pub struct Slot {
     span: Span,
-    host: Arc<dyn Memory>,
+    host: Option<Arc<dyn Memory>>,
     pool: Arc<SlotPool>,
     phase: Mutex<Phase>,
     settled: Condvar,
@@ -234,7 +234,7 @@ impl Slot {
     /// # Errors
     /// When that address space is gone.
     pub fn read(&self, offset: u32, out: &mut [u8]) -> Result<(), MemoryError> {
-        self.host.read_slot(self.addr(offset), out)
+        self.host.as_ref().ok_or(MemoryError::Gone)?.read_slot(self.addr(offset), out)
     }
 
     /// Reads pages that stood in it from the copy of it that a forked child has.
@@ -351,7 +351,8 @@ impl SlotNames {
     fn note(&self, id: SlotId, standing: &Standing) {
         if let Some(ledger) = &self.ledger {
             let slot = &standing.slot;
-            let record = SlotRecord { owner: slot.pool.uid, span: slot.span, serial: standing.serial };
+            let (owner, span, serial) = (slot.pool.uid, slot.span, standing.serial);
+            let record = SlotRecord { owner, span, serial, ordered: false };
             ledger.note_slot(id, &record);
         }
     }
@@ -398,6 +399,13 @@ impl SlotNames {
         self.note(id, standing);
         if let Some(entry) = self.named.get_mut(id.0 as usize) {
             *entry = Some(standing.clone());
+        }
+    }
+
+    /// What stands under a name is about to be ordered there.
+    pub(crate) fn order(&self, id: SlotId) {
+        if let Some(ledger) = &self.ledger {
+            ledger.note_order(id);
         }
     }
 

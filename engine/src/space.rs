@@ -1,7 +1,7 @@
 //! One address space in care: its gate, its regions, its slots, and the events that change them.
 
 mod events;
-pub(crate) mod recover;
+pub mod recover;
 
 use crate::brake::Brake;
 use crate::core::{
@@ -279,7 +279,10 @@ impl Space {
         let region =
             Region::new(Shard::over(id, table, vec![piece], page_size() as u64, self.counts.clone()));
         self.key_bases.write().insert(id, key_base);
-        directory.replace_left(span);
+        if directory.replace_left(span) {
+            // Else what a move of it leaves behind would pass for unwatched, and who waits there not be woken by a successor.
+            region.lock().set_registered(true);
+        }
         directory.insert(&Part { region: Arc::clone(&region), piece });
         for removed in directory.take_removed(span) {
             let first = PageIndex(pages_in(removed.start() - span.start()));

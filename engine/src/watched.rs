@@ -233,6 +233,12 @@ impl<R: Reach> Memory for Watched<R> {
         }
     }
 
+    fn wake_all(&self) {
+        if let Err(error) = self.uffd.wake_all() {
+            tracing::warn!(%error, "threads may go on waiting for a page");
+        }
+    }
+
     fn register(&self, span: Span) -> Result<(), MemoryError> {
         // SAFETY: needed because missing pages of a registered range are filled by us and not by the kernel. That the range's
         // contents may be filled from outside is what the implementor of `Reach` vouches for; what we fill it with is what was there.

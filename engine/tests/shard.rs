@@ -315,7 +315,11 @@ fn a_child_shares_what_is_stored_and_stands_where_its_parent_does() {
     rig.shard.remove(page(6), 1, &mut rig.lost);
     let mut shared = Vec::new();
     let import = |at: SlotPage| SlotPage { slot: SlotId(77), ..at };
-    let mut child = rig.shard.fork(Counts::default(), |handle| shared.push(handle), import);
+    let generation = || Generation::from_count(99);
+    let mut child = rig.shard.fork(Counts::default(), |handle| shared.push(handle), import, generation);
+    // An object of the page as it was before, if somebody has one still, isn't taken for this one's.
+    assert_eq!(child.generation(page(5)), generation());
+    assert_eq!(child.generation(page(4)), rig.shard.generation(page(4)));
     assert_eq!(shared, [handle(1), handle(2)]);
     assert_eq!(child.state(page(0)), PageState::Stored(handle(1)), "the flight is the parent's");
     assert!(matches!(child.state(page(4)), PageState::Standby(at) if at.slot == SlotId(77)));

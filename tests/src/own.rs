@@ -323,6 +323,10 @@ impl Memory for Hooked {
         self.inner.wake(span);
     }
 
+    fn wake_all(&self) {
+        self.inner.wake_all();
+    }
+
     fn register(&self, span: Span) -> Result<(), MemoryError> {
         self.inner.register(span)
     }

@@ -48,35 +48,79 @@ pub struct Soaked {
     pub evictions: u64,
 }
 
+/// How it stands after a round.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    after: Duration,
+    soaked: Soaked,
+    at_rest: Vec<(&'static str, AtRest)>,
+}
+
+impl Standing {
+    /// The columns of a table of these, separated by commas.
+    pub fn columns(&self) -> String {
+        let of =
+            |what: &str| self.at_rest.iter().map(|(name, _)| format!("{name}_{what},")).collect::<String>();
+        format!("second,{}{}programs,kills,evictions", of("descriptors"), of("mib"))
+    }
+
+    /// A row of that table.
+    pub fn row(&self) -> String {
+        let of = |what: fn(&AtRest) -> f64| {
+            self.at_rest.iter().map(|(_, rest)| format!("{:.2},", what(rest))).collect::<String>()
+        };
+        let Soaked { programs, kills, evictions, .. } = self.soaked;
+        format!(
+            "{},{}{}{programs},{kills},{evictions}",
+            self.after.as_secs(),
+            of(|rest| rest.descriptors as f64),
+            of(|rest| rest.kib as f64 / 1024.0),
+        )
+    }
+}
+
+impl std::fmt::Display for Standing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Soaked { rounds, programs, kills, evictions } = self.soaked;
+        let after = self.after.as_secs();
+        write!(f, "{after:5} s  round {rounds}  programs {programs}  kills {kills}  evictions {evictions}")?;
+        self.at_rest.iter().try_for_each(|(name, rest)| write!(f, "  {name}: {rest}"))
+    }
+}
+
 /// Soaks, and says after each round how it stands.
 ///
 /// # Errors
 /// What went wrong, in a sentence.
-pub fn soak(plan: &Plan, say: impl Fn(&str)) -> Result<Soaked, String> {
+pub fn soak(plan: &Plan, say: impl Fn(&Standing)) -> Result<Soaked, String> {
     let alone: Vec<String> =
         PROGRAMS.iter().map(|program| shell(Command::new("sh"), program)).collect::<Result<_, _>>()?;
-    // One whose worker may be killed, and one whose store often fails for a while.
-    let mortal = Daemon::start(plan, "mortal", "ram:lz4")?;
-    let failing = Daemon::start(plan, "failing", "chaos?put_errors=0.05&latency=200us+ram:lz4")?;
-    let daemons = [&mortal, &failing];
+    // Two whose workers may be killed, and one whose store often fails for a while.
+    let tiers = format!(
+        "tier?age=1s:ram:lz4?capacity=4M>zram?mem_limit=4M>file:{}?size=1G&reserve=0",
+        plan.directory.display()
+    );
+    let daemons = [
+        Daemon::start(plan, "mortal", "ram:lz4")?,
+        Daemon::start(plan, "tiered", &tiers)?,
+        Daemon::start(plan, "failing", "chaos?put_errors=0.05&latency=200us+ram:lz4")?,
+    ];
     let counts = Counts::default();
     let begun = Instant::now();
     let (mut rounds, mut first) = (0, None);
     while rounds == 0 || begun.elapsed() < plan.time {
-        round(plan, daemons, &alone, &counts, plan.seed.wrapping_add(rounds))?;
+        round(plan, &daemons, &alone, &counts, plan.seed.wrapping_add(rounds))?;
         rounds += 1;
-        let now = daemons.map(Daemon::at_rest);
-        let [a, b] = &now;
-        let (a, b) = (a.as_ref().map_err(Clone::clone)?, b.as_ref().map_err(Clone::clone)?);
-        say(&format!(
-            "{:5} s  round {rounds}  programs {}  kills {}  evictions {}  mortal: {a}  failing: {b}",
-            begun.elapsed().as_secs(),
-            counts.programs.load(Ordering::Relaxed),
-            counts.kills.load(Ordering::Relaxed),
-            counts.evictions.load(Ordering::Relaxed),
-        ));
-        let [first_a, first_b] = *first.get_or_insert([*a, *b]);
-        for (name, first, now) in [("mortal", first_a, *a), ("failing", first_b, *b)] {
+        let now: Vec<_> = daemons
+            .iter()
+            .enumerate()
+            .map(|(at, daemon)| {
+                let most = first.as_ref().map(|first: &Vec<(_, AtRest)>| first[at].1.descriptors + 8);
+                Ok((daemon.name, daemon.at_rest(most)?))
+            })
+            .collect::<Result<_, String>>()?;
+        say(&Standing { after: begun.elapsed(), soaked: counts.after(rounds), at_rest: now.clone() });
+        for ((name, first), (_, now)) in first.get_or_insert_with(|| now.clone()).iter().zip(&now) {
             if now.descriptors > first.descriptors + 8 {
                 return Err(format!("{name} has more and more descriptors: {first}, now {now}"));
             }
@@ -86,13 +130,7 @@ pub fn soak(plan: &Plan, say: impl Fn(&str)) -> Result<Soaked, String> {
             }
         }
     }
-    let number = |count: &AtomicU64| count.load(Ordering::Relaxed);
-    Ok(Soaked {
-        rounds,
-        programs: number(&counts.programs),
-        kills: number(&counts.kills),
-        evictions: number(&counts.evictions),
-    })
+    Ok(counts.after(rounds))
 }
 
 #[derive(Debug, Default)]
@@ -102,10 +140,22 @@ struct Counts {
     evictions: AtomicU64,
 }
 
-/// All programs under both daemons, two of each daemon at a time.
+impl Counts {
+    fn after(&self, rounds: u64) -> Soaked {
+        let number = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Soaked {
+            rounds,
+            programs: number(&self.programs),
+            kills: number(&self.kills),
+            evictions: number(&self.evictions),
+        }
+    }
+}
+
+/// All programs under all daemons, two of each daemon at a time.
 fn round(
     plan: &Plan,
-    daemons: [&Daemon; 2],
+    daemons: &[Daemon],
     alone: &[String],
     counts: &Counts,
     seed: u64,
@@ -113,7 +163,7 @@ fn round(
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let lanes: Vec<_> = daemons
-            .into_iter()
+            .iter()
             .flat_map(|daemon| [(daemon, 0), (daemon, 1)])
             .map(|(daemon, lane)| {
                 scope.spawn(move || {
@@ -130,8 +180,10 @@ fn round(
                 })
             })
             .collect();
-        for (daemon, may_kill) in daemons.into_iter().zip([true, false]) {
+        for daemon in daemons {
             let over = &over;
+            // A failing store can't outlive its process.
+            let may_kill = daemon.name != "failing";
             scope.spawn(move || mistreat(daemon, may_kill, counts, seed, over));
         }
         let ended: Vec<_> = lanes.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
@@ -179,6 +231,9 @@ fn mistreat(daemon: &Daemon, may_kill: bool, counts: &Counts, seed: u64, over: &
     }
 }
 
+/// How long a daemon may take to come to rest.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 struct Daemon {
     keeper: Child,
     directory: PathBuf,
@@ -195,15 +250,16 @@ impl Daemon {
         command.args(["--store", store, "--limit", "32M"]).stdin(Stdio::null()).stderr(log);
         let keeper = command.spawn().map_err(failed)?;
         let daemon = Self { keeper, directory: plan.directory.clone(), name };
-        daemon.at_rest().map(|_| daemon)
+        daemon.at_rest(None).map(|_| daemon)
     }
 
     fn path(&self, what: &str) -> PathBuf {
         self.directory.join(format!("{}.{what}", self.name))
     }
 
-    /// What it has once nobody is served any more.
-    fn at_rest(&self) -> Result<AtRest, String> {
+    /// What it has once nobody is served any more. Where that is more than `most` descriptors it gets time to close them: it lets go of
+    /// clients, and of those who gave orders, after they are gone.
+    fn at_rest(&self, most: Option<usize>) -> Result<AtRest, String> {
         let begun = Instant::now();
         loop {
             let asked = Operator::connect(&self.path("c"))
@@ -211,10 +267,11 @@ impl Daemon {
             if let Ok(status) = &asked
                 && status.clients.is_empty()
                 && let Some(rest) = AtRest::of(self.keeper.id(), status.worker_pid)
+                && (most.is_none_or(|most| rest.descriptors <= most) || begun.elapsed() > PATIENCE)
             {
                 return Ok(rest);
             }
-            if begun.elapsed() > Duration::from_secs(60) {
+            if begun.elapsed() > PATIENCE {
                 return Err(format!("{} doesn't come to rest: {asked:?}", self.name));
             }
             std::thread::sleep(Duration::from_millis(50));
@@ -280,7 +337,7 @@ fn signal(pid: u32, name: &str) -> bool {
 ///
 /// # Errors
 /// As [`soak`]; the directory is in the sentence then.
-pub fn soak_in(root: &Path, plan: Plan, say: impl Fn(&str)) -> Result<Soaked, String> {
+pub fn soak_in(root: &Path, plan: Plan, say: impl Fn(&Standing)) -> Result<Soaked, String> {
     let directory = root.join(format!("userswap-soak-{}", std::process::id()));
     std::fs::create_dir(&directory).map_err(|error| format!("{}: {error}", directory.display()))?;
     let plan = Plan { directory: directory.clone(), ..plan };

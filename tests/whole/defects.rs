@@ -83,6 +83,16 @@ fn zeros_in_place_of_a_lost_page_are_found() {
     is_found(Defect::LossGuessed);
 }
 
+#[test]
+fn a_successor_that_forgets_what_was_read_is_found() {
+    is_found(Defect::EventsForgotten);
+}
+
+#[test]
+fn a_successor_that_takes_what_moved_for_not_moved_is_found() {
+    is_found(Defect::MoveForgotten);
+}
+
 /// Each has its test above.
 #[test]
 fn every_defect_has_a_name_of_its_own() {

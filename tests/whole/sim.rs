@@ -27,6 +27,40 @@ fn a_seed_that_once_lost_a_page() {
     assert!(report.wrong.is_empty(), "{}", report.failures(Options::default()));
 }
 
+/// What successors of the dead did wrong, each found by the seed before it.
+#[test]
+fn seeds_whose_successors_once_erred() {
+    let stories = [
+        (
+            10_158,
+            "what was taken into care where a move had left something watched didn't count as watched: its next move left threads that nobody woke",
+        ),
+        (
+            20_020,
+            "an order that was never given was waited for, and a child told of meanwhile had its page out in a range that isn't watched",
+        ),
+        (
+            47_394,
+            "who waited where a mapping had been moved to, of which nobody had heard yet, was not woken",
+        ),
+        (
+            29_852,
+            "the slots of a process that was gone were read from one child's copy for another child, after the first had emptied it: a byte lost",
+        ),
+        (422_279, "the same for that child's own child"),
+        (162_438, "what had turned out not to be overdue was overdue again, and a later event taken for it"),
+        (
+            6_345,
+            "a child's page on its way to a slot was named as an older object of it that another child had: bytes of another time",
+        ),
+    ];
+    for (seed, story) in stories {
+        let report = run_seeds(seed..seed + 1, 1, Options::default());
+        assert!(report.wrong.is_empty(), "{story}: {}", report.failures(Options::default()));
+        assert!(report.deaths > 0, "{seed}: nobody died");
+    }
+}
+
 #[test]
 fn without_the_gate_chance_finds_what_it_is_for() {
     let report = run_seeds(0..2_000, jobs(), Options { gate: false, ..Options::default() });

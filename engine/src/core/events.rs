@@ -1,6 +1,6 @@
 //! What the owner of a region does to it: removes, unmaps, moves, forks, ends.
 
-use super::index::{PageIndex, SlotPage};
+use super::index::{Generation, PageIndex, SlotPage};
 use super::page::{Flags, PageState, PageTable};
 use super::shard::{Lost, Piece, Shard, Vanished};
 use super::transition::{Counts, Transition};
@@ -123,14 +123,16 @@ impl Shard {
     }
 
     /// The child's shard after a fork. Stored pages are shared from now on: `share` is told of each. Pages that stand in
-    /// a slot, or are about to, are served from the same slot: `import` gives it a name in the child's address space.
+    /// a slot, or are about to, are served from the same slot: `import` gives it a name in the child's address space. `generations` numbers the tenancies of
+    /// those that are about to: their latest is that of an object of other bytes, which another child may still share.
     pub fn fork(
         &mut self,
         counts: Counts,
         share: impl FnMut(Handle),
         import: impl FnMut(SlotPage) -> SlotPage,
+        generations: impl FnMut() -> Generation,
     ) -> Self {
-        self.fork_into(PageTable::new(self.len()), counts, share, import)
+        self.fork_into(PageTable::new(self.len()), counts, share, import, generations)
     }
 
     /// As [`fork`](Self::fork), the child's pages being told of in `table`, an empty one of the same length.
@@ -140,6 +142,7 @@ impl Shard {
         counts: Counts,
         mut share: impl FnMut(Handle),
         mut import: impl FnMut(SlotPage) -> SlotPage,
+        mut generations: impl FnMut() -> Generation,
     ) -> Self {
         table.copy_from(&self.pages);
         let mut child = Self::over(self.id(), table, self.mapped.clone(), self.page_bytes, counts);
@@ -159,8 +162,11 @@ impl Shard {
                     child.pages.set_flags(page, Flags::NONE);
                     PageState::Zero
                 }
-                PageState::Standby(at) | PageState::Recalling(at) | PageState::Moving(at) => {
+                state @ (PageState::Standby(at) | PageState::Recalling(at) | PageState::Moving(at)) => {
                     self.counts.hit(Transition::ForkStandby);
+                    if matches!(state, PageState::Moving(_)) {
+                        child.pages.set_generation(page, generations());
+                    }
                     PageState::Standby(import(at))
                 }
                 // The marker in the page table was copied; the object stays with the parent.

@@ -1,7 +1,7 @@
 //! The directory as words: what a successor finds it as.
 //!
 //! ```text
-//! counts:   extents | overdue | left | removed | leftover
+//! counts:   extents | overdue | left | unwatched | removed | leftover
 //! extent:   start | end | region's number | first page
 //! overdue:  start | end | region's number + 1, or 0 | first page
 //! others:   start | end
@@ -16,9 +16,10 @@ use userswap_uffd::Span;
 impl Directory {
     /// Everything it says, and `leftover`, as words. `None` if a region has no number.
     pub(crate) fn to_words(&self, leftover: &[Span]) -> Option<Vec<u64>> {
-        let counts =
-            [self.mapped.len(), self.overdue.len(), self.left.len(), self.removed.len(), leftover.len()];
-        let mut words: Vec<u64> = counts.iter().map(|count| *count as u64).collect();
+        let spans = [&self.left, &self.unwatched, &self.removed, leftover];
+        let counts = [self.mapped.len(), self.overdue.len()];
+        let counts = counts.into_iter().chain(spans.iter().map(|spans| spans.len()));
+        let mut words: Vec<u64> = counts.map(|count| count as u64).collect();
         for (&start, extent) in &self.mapped {
             words.extend([start, extent.end, number_of(&extent.region)?, extent.first.0.into()]);
         }
@@ -29,7 +30,7 @@ impl Directory {
             };
             words.extend([overdue.span.start(), overdue.span.end(), region, first.into()]);
         }
-        for spans in [&self.left, &self.removed, leftover] {
+        for spans in spans {
             words.extend(spans.iter().flat_map(|span| [span.start(), span.end()]));
         }
         Some(words)
@@ -42,7 +43,7 @@ impl Directory {
         mut region: impl FnMut(u32, &[Piece]) -> Option<Arc<Region>>,
     ) -> Option<(Self, Vec<Span>)> {
         let mut next = || word.next();
-        let counts = [next()?, next()?, next()?, next()?, next()?];
+        let counts = [next()?, next()?, next()?, next()?, next()?, next()?];
         let mut four = |count: u64| -> Option<Vec<[u64; 4]>> {
             (0..count).map(|_| Some([next()?, next()?, next()?, next()?])).collect()
         };
@@ -50,7 +51,8 @@ impl Directory {
         let mut spans = |count: u64| -> Option<Vec<Span>> {
             (0..count).map(|_| Span::between(next()?, next()?).ok()).collect()
         };
-        let (left, removed, leftover) = (spans(counts[2])?, spans(counts[3])?, spans(counts[4])?);
+        let (left, unwatched) = (spans(counts[2])?, spans(counts[3])?);
+        let (removed, leftover) = (spans(counts[4])?, spans(counts[5])?);
 
         let mut pieces: HashMap<u32, Vec<Piece>> = HashMap::new();
         for &[start, end, number, first] in &extents {
@@ -70,7 +72,7 @@ impl Directory {
             }
         }
         let find = |number: u64| regions.get(&u32::try_from(number).ok()?).cloned();
-        let mut directory = Self { left, removed, ..Self::default() };
+        let mut directory = Self { left, unwatched, removed, ..Self::default() };
         for [start, end, number, first] in extents {
             if let Some(region) = find(number) {
                 let first = PageIndex(u32::try_from(first).ok()?);

@@ -199,7 +199,7 @@ impl EvictWork {
 
     /// Asks for the planned runs to be moved. The gate is held, and on until the [`answer`](Self::answer) was recorded.
     pub fn ask(&mut self, space: &Space) {
-        let Some((_, standing)) = &self.standing else { return };
+        let Some((id, standing)) = &self.standing else { return };
         self.outcomes.clear();
         self.orders.clear();
         let mut asked = Ok(Moved::Now);
@@ -223,6 +223,7 @@ impl EvictWork {
             }
         }
         if asked.is_ok() && !self.orders.is_empty() {
+            space.names.lock().order(*id);
             asked = space.memory().move_out(&self.orders, &mut self.outcomes);
         }
         if let Some(stop) = unwatched

@@ -33,10 +33,12 @@ impl Space {
         };
         self.unread.store(false, Ordering::Release);
         let mut lost = Lost::default();
-        if self.still.swap(false, Ordering::AcqRel) {
+        if self.still.swap(false, Ordering::AcqRel) && directory.is_anything_overdue() {
             for part in directory.nothing_overdue() {
                 part.region.lock().unmap(part.piece.first, part.piece.pages, &mut lost);
             }
+            // A successor would take a later event for one that was overdue here.
+            self.write_down(&directory, 0);
         }
         self.memory.read(batch)?;
         self.brake.hold(&mut batch.faults);
@@ -183,6 +185,7 @@ impl Space {
                         counts.clone(),
                         |handle| self.shares.add(handle),
                         |at| import(at, &parents, &mut names, &mut imported),
+                        || self.next_generation(),
                     );
                     Region::new(forked)
                 })

@@ -6,7 +6,7 @@
 
 use super::{Books, Lineage, Space, pool_of};
 use crate::core::{Counts, Found, Lost, PageIndex, PageState, RegionId, Shard, SlotId, SlotPage};
-use crate::directory::{Directory, Part, Region};
+use crate::directory::{Directory, Region};
 use crate::ledger::{Ledger, SlotRecord};
 use crate::memory::{Batch, Memory, MemoryError};
 use crate::shares::Shares;
@@ -59,20 +59,22 @@ impl Objects {
 
 /// The slots that somebody stands in, whosever they are.
 struct Slots {
-    pools: HashMap<u64, (Arc<SlotPool>, Arc<dyn Memory>)>,
+    /// Of whom, and how he is reached; not at all if he is gone.
+    pools: HashMap<u64, (Arc<SlotPool>, Option<Arc<dyn Memory>>)>,
     slots: HashMap<(u64, u64), Arc<Slot>>,
     slot_pages: u32,
 }
 
 impl Slots {
-    /// The slot that a record names. Those of a process that is gone are read, by a child of it, from the child's own copy.
-    fn find(&mut self, record: &SlotRecord, child: &Arc<dyn Memory>) -> Arc<Slot> {
+    /// The slot that a record names. Those of a process that is gone can't be read: each child of it that stands there, or forks one that does, has a copy.
+    fn find(&mut self, record: &SlotRecord) -> Arc<Slot> {
         let pages = self.slot_pages;
-        let (pool, host) = self.pools.entry(record.owner).or_insert_with(|| {
-            (SlotPool::new(record.owner, None, pages, page_size() as u64), Arc::clone(child))
-        });
+        let (pool, host) = self
+            .pools
+            .entry(record.owner)
+            .or_insert_with(|| (SlotPool::new(record.owner, None, pages, page_size() as u64), None));
         let slot = self.slots.entry((record.owner, record.span.start()));
-        Arc::clone(slot.or_insert_with(|| pool.found(record.span, host)))
+        Arc::clone(slot.or_insert_with(|| pool.found(record.span, host.as_ref())))
     }
 }
 
@@ -122,10 +124,10 @@ fn runs_of(named: &BTreeMap<u32, Named>) -> Vec<Run> {
 }
 
 /// Takes up the address spaces that `memories` reach, each with a ledger. What the store was found to hold and nobody names is freed.
-/// They are complete but for [`Space::replay`].
+/// They are complete but for [`Space::replay`]; [`Engine::recover`](crate::Engine::recover) does both.
 ///
 /// One that can't be told from its ledger is left out.
-pub(crate) fn take_up(
+pub fn take_up(
     store: &Arc<dyn Store>,
     shares: &Arc<Shares>,
     found: Vec<(PageKey, Handle)>,
@@ -146,7 +148,7 @@ pub(crate) fn take_up(
         } else {
             pool_of(memory.as_ref(), ledger.slot_pages())
         };
-        slots.pools.insert(ledger.uid(), (pool, Arc::clone(memory)));
+        slots.pools.insert(ledger.uid(), (pool, Some(Arc::clone(memory))));
         if ledger.owner() == 0 {
             ledger.note_owner(ledger.roster().next_owner(), ledger.slot_pages());
         }
@@ -282,10 +284,13 @@ fn find_space(
     let mut named: Vec<Option<Standing>> = records.iter().map(|_| None).collect();
     for (id, found) in names.by_slot {
         let Some(record) = record_of(id) else { continue };
-        let slot = slots.find(&record, memory);
+        let slot = slots.find(&record);
         let mut count = u32::try_from(found.len()).unwrap_or(u32::MAX);
         if found.values().any(|named| named.ordered) {
-            count -= settle_order(memory.as_ref(), &slot, &found, lineage, report);
+            count -= match record.ordered {
+                true => settle_order(memory.as_ref(), &slot, &found, lineage, report),
+                false => never_ordered(&found),
+            };
         }
         if count > 0 {
             let runs = runs_of(&found);
@@ -302,6 +307,13 @@ fn find_space(
     }
     let names = SlotNames::found(Arc::clone(ledger), named);
     Some(FoundSpace { directory, leftover, names, key_bases, arrived })
+}
+
+/// The order to move pages into a slot wasn't given: nobody had seen yet whether they are watched. They are where they were, before any event is applied:
+/// a child's that was told of since would wait for them, perhaps in a range that isn't watched. Returns how many they are.
+fn never_ordered(named: &BTreeMap<u32, Named>) -> u32 {
+    let ordered = named.values().filter(|named| named.ordered);
+    ordered.map(|Named { region, page, .. }| region.lock().not_moved(*page, 1)).count() as u32
 }
 
 /// Finds out what became of orders to move pages into a slot. Returns how many of them don't stand there.
@@ -395,7 +407,10 @@ impl FoundSpace {
 impl Space {
     /// Applies the events that a dead process has read and not applied, then wakes everybody: who waited for it faults again. Returns
     /// children, to be taken into care. `known` says which children, by the descriptor of their userfaultfd, were taken up already.
-    pub(crate) fn replay(&self, known: &dyn Fn(RawFd) -> bool) -> Result<Vec<Arc<Self>>, MemoryError> {
+    ///
+    /// # Errors
+    /// When the address space is gone.
+    pub fn replay(&self, known: &dyn Fn(RawFd) -> bool) -> Result<Vec<Arc<Self>>, MemoryError> {
         let mut batch = Batch::with_capacity(0);
         let mut children = Vec::new();
         let mut lost = Lost::default();
@@ -408,14 +423,11 @@ impl Space {
         }
         self.memory.applied();
         self.find_arrived(&mut lost);
-        let mut asleep: Vec<Span> = directory.all().iter().filter_map(Part::span).collect();
-        asleep.extend(directory.left());
-        asleep.extend(&*self.leftover.lock());
         drop(directory);
         self.release(&mut lost);
-        asleep.extend(Span::page_of(self.sentinel()).ok());
-        asleep.extend(self.memory.slot_area());
-        asleep.into_iter().for_each(|span| self.memory.wake(span));
+        // Not where the books say that something is watched: what a program has moved since is watched where it is now, and the event that
+        // says where may be unread.
+        self.memory.wake_all();
         Ok(children)
     }
 

@@ -70,6 +70,11 @@ impl Span {
         Span::new(page_floor(addr), page_bytes())
     }
 
+    /// All addresses that a program can have memory at, from `lowest` on, which begins a page.
+    pub(crate) fn from_lowest(lowest: u64) -> Span {
+        Span { start: lowest, len: user_end() - lowest }
+    }
+
     /// First address.
     pub const fn start(self) -> u64 {
         self.start

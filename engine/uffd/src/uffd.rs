@@ -207,6 +207,14 @@ impl Uffd {
         self.inner.wake(pointer(span), span.bytes()).map_err(|e| Error::range("waking", span, io_error(&e)))
     }
 
+    /// All threads that wait anywhere try again.
+    ///
+    /// Wakes nobody in a process that is gone, and is no error then.
+    pub fn wake_all(&self) -> Result<(), Error> {
+        // Where vm.mmap_min_addr is higher than it mostly is, the kernel takes no range that begins below it.
+        self.wake(Span::from_lowest(64 << 10)).or_else(|_| self.wake(Span::from_lowest(1 << 20)))
+    }
+
     /// Reads what is pending, at most one message an element of `buf`; how many there were, 0 for none.
     ///
     /// The kernel hands out faults before older events. Each message must be decoded once; [`Uffd::read_messages`] sees to that.

@@ -45,11 +45,15 @@ pub enum Defect {
     MissedShare,
     /// A page that can't be brought back reads as zeros.
     LossGuessed,
+    /// A successor doesn't hear of the events that its predecessor had read and not written down.
+    EventsForgotten,
+    /// A successor takes a move for not made whose answer its predecessor hadn't heard.
+    MoveForgotten,
 }
 
 impl Defect {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::StaleAfterRemove,
         Self::RemovedWhileMoving,
         Self::EventsAfterFaults,
@@ -63,7 +67,14 @@ impl Defect {
         Self::EarlyFree,
         Self::MissedShare,
         Self::LossGuessed,
+        Self::EventsForgotten,
+        Self::MoveForgotten,
     ];
+
+    /// Whether it is one of who takes up what another has left.
+    pub(super) fn is_a_successors(self) -> bool {
+        matches!(self, Self::EventsForgotten | Self::MoveForgotten)
+    }
 
     /// As `sim --defect` takes it.
     pub fn name(self) -> &'static str {
@@ -81,6 +92,8 @@ impl Defect {
             Self::EarlyFree => "early-free",
             Self::MissedShare => "missed-share",
             Self::LossGuessed => "loss-guessed",
+            Self::EventsForgotten => "events-forgotten",
+            Self::MoveForgotten => "move-forgotten",
         }
     }
 
@@ -219,6 +232,10 @@ impl Memory for Seam {
             (Defect::LostWake, Ok(first)) => self.inner.wake(first),
             _ => self.inner.wake(span),
         }
+    }
+
+    fn wake_all(&self) {
+        self.inner.wake_all();
     }
 
     fn register(&self, span: Span) -> Result<(), MemoryError> {

@@ -121,8 +121,9 @@ impl World {
             let machine = self.machine.lock();
             let mut out = 0u64;
             let mut known = vec![false; WINDOW as usize];
-            // A child may have its own copy of what moved while it was made.
-            let may_have_both = machine.setup.ordered && care.proc > 0;
+            // A child may have its own copy of what moved while it was made; and what arrived at its bringer's death is noticed when it is asked for.
+            let may_have_both = machine.setup.ordered && care.proc > 0
+                || self.mortality.as_ref().is_some_and(|mortality| mortality.deaths > 0);
             let mut wrong = None;
             for part in care.space.parts() {
                 let shard = part.region.lock();

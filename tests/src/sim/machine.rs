@@ -90,6 +90,10 @@ pub struct Proc {
     pub pins: Vec<u32>,
     /// Messages read and not yet taken over, where nothing keeps reading and applying together.
     pub read_ahead: Option<ReadAhead>,
+    /// Events read last, until they are in the books.
+    pub ring: Vec<Told>,
+    /// Its agent has called: it can be told to move pages out.
+    pub called: bool,
 }
 
 /// A range that a system call in progress is about.
@@ -228,6 +232,7 @@ impl Machine {
         let pages = machine.blank();
         machine.procs.push(Proc::new(pages));
         machine.procs[0].followed = true;
+        machine.procs[0].called = true;
         machine
     }
 
@@ -478,6 +483,8 @@ impl Proc {
             freed: 0,
             pins: Vec::new(),
             read_ahead: None,
+            ring: Vec::new(),
+            called: false,
         }
     }
 }

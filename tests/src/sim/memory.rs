@@ -135,23 +135,27 @@ impl SimMemory {
             let addr = super::machine::addr_of(page);
             batch.faults.push(Fault { addr, write, thread: u32::try_from(thread).ok() });
         }
-        for told in read.events {
-            let event = match told {
-                Told::Fork(child) => {
-                    machine.handed.push(child);
-                    Some(Event::Fork(Self::new(&self.machine, child)))
-                }
-                Told::Remap(from, to, pages) => span_of(from, pages).map(|span| Event::Remap {
-                    from: span.start(),
-                    to: super::machine::addr_of(to),
-                    len: span.len(),
-                }),
-                Told::Remove(first, pages) => span_of(first, pages).map(Event::Remove),
-                Told::Unmap(first, pages) => span_of(first, pages).map(Event::Unmap),
-            };
-            batch.events.extend(event);
-        }
+        machine.procs[self.proc].ring.clone_from(&read.events);
+        read.events.into_iter().for_each(|told| self.tell(told, machine, batch));
         batch.more = read.more;
+    }
+
+    /// An event as the engine hears it.
+    pub(super) fn tell(&self, told: Told, machine: &mut Machine, batch: &mut Batch) {
+        let event = match told {
+            Told::Fork(child) => {
+                machine.handed.push(child);
+                Some(Event::Fork(Self::new(&self.machine, child)))
+            }
+            Told::Remap(from, to, pages) => span_of(from, pages).map(|span| Event::Remap {
+                from: span.start(),
+                to: super::machine::addr_of(to),
+                len: span.len(),
+            }),
+            Told::Remove(first, pages) => span_of(first, pages).map(Event::Remove),
+            Told::Unmap(first, pages) => span_of(first, pages).map(Event::Unmap),
+        };
+        batch.events.extend(event);
     }
 }
 
@@ -198,6 +202,13 @@ impl Memory for SimMemory {
         let (first, pages) = Self::pages(span);
         machine.note(|| format!("WAKE {first}+{pages} of {}", self.proc));
         machine.wake(self.proc, first, pages);
+    }
+
+    fn wake_all(&self) {
+        let machine = &mut *self.machine.lock();
+        machine.event();
+        machine.note(|| format!("WAKE everybody of {}", self.proc));
+        machine.wake(self.proc, 0, u32::MAX);
     }
 
     fn register(&self, span: Span) -> Result<(), MemoryError> {

@@ -18,6 +18,8 @@ pub struct Report {
     pub fewest_events: u64,
     /// Processes in all.
     pub processes: u64,
+    /// Deaths of who served them.
+    pub deaths: u64,
     /// Accesses that ended in SIGBUS.
     pub sigbus: u64,
     /// How often each transition was taken.
@@ -61,8 +63,8 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} seeds, {} processes, {} kernel events (fewest in a seed {}), {} SIGBUS",
-            self.seeds, self.processes, self.events, self.fewest_events, self.sigbus
+            "{} seeds, {} processes, {} kernel events (fewest in a seed {}), {} deaths, {} SIGBUS",
+            self.seeds, self.processes, self.events, self.fewest_events, self.deaths, self.sigbus
         )?;
         for (transition, count) in self.counts.iter() {
             writeln!(f, "{count:>12}  {}", transition.name())?;
@@ -90,6 +92,7 @@ pub fn run_seeds(seeds: Range<u64>, jobs: usize, options: Options) -> Report {
                     report.events += outcome.events;
                     report.fewest_events = report.fewest_events.min(outcome.events);
                     report.processes += outcome.processes as u64;
+                    report.deaths += u64::from(outcome.deaths);
                     report.sigbus += outcome.sigbus;
                     report.counts.add(&outcome.counts);
                     if let Some(wrong) = outcome.wrong {

@@ -82,6 +82,25 @@ impl SimStore {
         self.held.lock().late.len()
     }
 
+    /// What it holds, for a successor of whoever it answered: he won't be answered any more, and calls everything by other names.
+    pub(super) fn found(&self) -> Vec<(PageKey, Handle)> {
+        let mut held = self.held.lock();
+        let late = std::mem::take(&mut held.late);
+        let mut pages: Vec<Object> = std::mem::take(&mut held.pages).into_values().collect();
+        pages.sort_unstable_by_key(|object| object.key);
+        let mut found = Vec::with_capacity(pages.len());
+        for object in pages {
+            held.next += 1;
+            if let Some(name) = Handle::from_raw(held.next) {
+                found.push((object.key, name));
+                held.pages.insert(name, Object { awaited: 0, ..object });
+            }
+        }
+        drop(held);
+        drop(late);
+        found
+    }
+
     /// Answers one of them.
     pub fn answer_one(&self) {
         let (late, outcome) = {

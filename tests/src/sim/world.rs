@@ -1,5 +1,6 @@
 //! A run: simulated programs on a simulated machine, the real engine in between, and a seed that says who goes next.
 
+use super::death::{Fate, Mortal, MortalStore};
 use super::defect::{Defect, FaultyStore, Seam, forget_a_share};
 use super::machine::{Machine, SLOTS, Setup, WINDOW, span_of};
 use super::memory::{Shared, SimMemory};
@@ -7,14 +8,15 @@ use super::mover::Mover;
 use super::rng::Rng;
 use super::server::Server;
 use super::store::{Manners, SimStore};
+use super::successor::{Mortality, lives};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::time::Duration;
-use userswap_engine::Space;
 use userswap_engine::core::Counts;
 use userswap_engine::directory::Part;
 use userswap_engine::memory::{Batch, Memory};
 use userswap_engine::shares::Shares;
+use userswap_engine::{Roster, Space};
 use userswap_store::{OwnerId, Store};
 
 /// What a run is to be like.
@@ -26,6 +28,8 @@ pub struct Options {
     pub gate: bool,
     /// A page stays registered for life. Off only to show what that is for.
     pub sentinel: bool,
+    /// In some worlds who serves dies, and is succeeded.
+    pub deaths: bool,
     /// A mistake the engine is to make.
     pub defect: Option<Defect>,
     /// Steps to remember; 0 for none.
@@ -34,7 +38,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { events: 500, gate: true, sentinel: true, defect: None, trace: 0 }
+        Self { events: 500, gate: true, sentinel: true, deaths: true, defect: None, trace: 0 }
     }
 }
 
@@ -47,6 +51,8 @@ pub struct Outcome {
     pub events: u64,
     /// Processes there were.
     pub processes: usize,
+    /// Deaths of who served them.
+    pub deaths: u32,
     /// Accesses that ended in SIGBUS.
     pub sigbus: u64,
     /// What went wrong first.
@@ -64,8 +70,8 @@ pub(super) struct Care {
     ungated: u32,
     pub(super) mover: Mover,
     pub(super) closed: bool,
-    /// Its agent has called: it can be told to move pages out.
-    called: bool,
+    /// Who served it before may have ordered something that is still to be done.
+    pub(super) orders_before: bool,
 }
 
 /// A handler thread.
@@ -75,19 +81,26 @@ pub(super) struct Handler {
     at: usize,
 }
 
+impl Handler {
+    pub(super) fn new(around: u32) -> Self {
+        Self { server: Server::new(around), batch: Batch::default(), at: 0 }
+    }
+}
+
 /// Everything there is in a run.
 pub struct World {
-    options: Options,
+    pub(super) options: Options,
     pub(super) rng: Rng,
     pub(super) machine: Shared,
     pub(super) store: Arc<SimStore>,
     pub(super) shares: Arc<Shares>,
     pub(super) cares: Vec<Care>,
     pub(super) handlers: Vec<Handler>,
+    pub(super) mortality: Option<Mortality>,
     slot_pages: u32,
-    around: u32,
+    pub(super) around: u32,
     /// Programs begin nothing new.
-    ending: bool,
+    pub(super) ending: bool,
 }
 
 /// Steps a world may take to come to rest before it counts as stuck.
@@ -120,7 +133,12 @@ impl World {
         let handlers = rng.between(1, 3);
         let around = if rng.chance(1, 4) { 1 } else { rng.between(2, 8) };
         let machine_rng = Rng::new(seed ^ 0x5eed_5eed_5eed_5eed);
-        let mut world = Self::of(setup, manners, machine_rng, rng, options, slot_pages, around, handlers);
+        let mut fates = Rng::new(seed ^ 0xdead_dead_dead_dead);
+        let mortal = fates.chance(1, 4)
+            && options.defect.map_or(options.deaths && options.gate, Defect::is_a_successors);
+        let fates = mortal.then_some(fates);
+        let mut world =
+            Self::of(setup, manners, machine_rng, rng, fates, options, slot_pages, around, handlers);
         world.people();
         world
     }
@@ -131,6 +149,7 @@ impl World {
         manners: Manners,
         machine_rng: Rng,
         rng: Rng,
+        fates: Option<Rng>,
         options: Options,
         slot_pages: u32,
         around: u32,
@@ -138,9 +157,7 @@ impl World {
     ) -> Self {
         let machine = Arc::new(Mutex::new(Machine::new(machine_rng, setup, options.trace)));
         let store = SimStore::new(&machine, manners);
-        let handlers = (0..handlers)
-            .map(|_| Handler { server: Server::new(around), batch: Batch::default(), at: 0 })
-            .collect();
+        let handlers = (0..handlers).map(|_| Handler::new(around)).collect();
         let mut world = Self {
             options,
             rng,
@@ -149,6 +166,7 @@ impl World {
             shares: Arc::new(Shares::default()),
             cares: Vec::new(),
             handlers,
+            mortality: None,
             slot_pages,
             around,
             ending: false,
@@ -159,7 +177,12 @@ impl World {
         }
         let mut memory: Arc<dyn Memory> = memory;
         let mut store: Arc<dyn Store> = Arc::clone(&world.store) as _;
-        if let Some(defect) = options.defect {
+        if let Some(rng) = fates {
+            match world.mortal(rng) {
+                Ok((mortal, of_mortal)) => (memory, store) = (mortal, of_mortal),
+                Err(error) => world.fail(|| format!("there is no ledger: {error}")),
+            }
+        } else if let Some(defect) = options.defect {
             memory = Seam::new(memory, &world.machine, defect);
             store = FaultyStore::new(store, defect);
         }
@@ -167,6 +190,19 @@ impl World {
         let space = Space::new(memory, store, shares, OwnerId(1), slot_pages);
         world.take_care(space, 0);
         world
+    }
+
+    /// The first address space and the store as somebody sees them who may die.
+    fn mortal(&mut self, rng: Rng) -> std::io::Result<(Arc<dyn Memory>, Arc<dyn Store>)> {
+        let fate = Fate::new(&self.machine, &Roster::create()?, self.options.defect);
+        let memory = Mortal::kept(&self.machine, 0, &fate)?;
+        if let Some(ledger) = memory.ledger() {
+            ledger.enter();
+        }
+        let store = MortalStore::new(Arc::clone(&self.store) as _, &fate);
+        let mortality = self.mortality.insert(Mortality { fate, rng, deaths: 0 });
+        mortality.decide();
+        Ok((memory, store))
     }
 
     /// Threads, and blocks of memory for them to work on.
@@ -186,13 +222,23 @@ impl World {
         }
         drop(machine);
         for _ in 0..4 {
-            self.manage(0);
+            if !lives(|| self.manage(0)) {
+                self.succeed();
+            }
         }
     }
 
-    fn take_care(&mut self, space: Arc<Space>, proc: usize) {
+    pub(super) fn take_care(&mut self, space: Arc<Space>, proc: usize) {
         let mover = Mover::new(self.slot_pages, self.around);
-        self.cares.push(Care { space, proc, gate: 0, ungated: 0, mover, closed: false, called: proc == 0 });
+        self.cares.push(Care {
+            space,
+            proc,
+            gate: 0,
+            ungated: 0,
+            mover,
+            closed: false,
+            orders_before: false,
+        });
     }
 
     /// Runs to the end.
@@ -210,6 +256,9 @@ impl World {
             }
         }
         self.ending = true;
+        if let Some(mortality) = &self.mortality {
+            mortality.fate.decide(None);
+        }
         self.store.behave();
         self.settle("after the programs ended");
         self.look_at_everything();
@@ -229,6 +278,7 @@ impl World {
             counts,
             events: machine.events,
             processes: machine.procs.len(),
+            deaths: self.mortality.as_ref().map_or(0, |mortality| mortality.deaths),
             sigbus: machine.sigbus,
             wrong: machine.wrong.take(),
             trace: machine.trace.take().into_iter().flatten().collect(),
@@ -246,8 +296,16 @@ impl World {
 
     // ---- one step ----
 
-    /// Lets somebody do one step.
+    /// Lets somebody do one step, which may be somebody's last.
     pub(super) fn step(&mut self) {
+        if self.mortality.is_none() {
+            self.step_of_somebody();
+        } else if !lives(|| self.step_of_somebody()) {
+            self.succeed();
+        }
+    }
+
+    fn step_of_somebody(&mut self) {
         let threads = self.machine.lock().threads.len();
         let handlers = self.handlers.len();
         let sum = threads + 2 * handlers + self.cares.len() + 2;
@@ -337,6 +395,9 @@ impl World {
 
     /// A mover does one step, or thinks of something to do.
     fn move_on(&mut self, at: usize) {
+        if self.settle_orders(at) {
+            return;
+        }
         let care = &mut self.cares[at];
         if !care.mover.is_idle() {
             let Care { space, mover, gate, ungated, .. } = care;
@@ -347,15 +408,15 @@ impl World {
         if self.ending || care.closed || !self.rng.chance(1, 2) {
             return;
         }
-        let (children_move, slot_area) = {
+        let (may_call, slot_area) = {
             let machine = self.machine.lock();
-            (machine.setup.children_move, machine.setup.slot_area)
+            (machine.setup.children_move && !machine.procs[care.proc].called, machine.setup.slot_area)
         };
-        if children_move && !care.called {
-            care.called = true;
+        if may_call {
             if let Some(area) = span_of(SLOTS, slot_area) {
                 care.space.inherit_slots(area);
             }
+            self.machine.lock().procs[care.proc].called = true;
             return;
         }
         match self.rng.below(16) {

@@ -217,6 +217,9 @@ fn a_successor_must_wake_to_hear_of_old_faults() {
     assert_quiet(&successor);
     successor.wake(rig.span()).unwrap();
     assert_eq!(next_fault(&successor), lost);
+    // Also where nobody knows any more what is mapped.
+    successor.wake_all().unwrap();
+    assert_eq!(next_fault(&successor), lost);
     assert!(successor.copy(lost.addr, &page_of(8), CopyMode::default()).is_complete());
     assert_eq!(thread.join().unwrap(), 8);
 }
