@@ -15,6 +15,8 @@ mod eyes;
 pub mod footprint;
 #[cfg(all(feature = "control", feature = "run"))]
 mod handover;
+#[cfg(feature = "run")]
+mod heap;
 mod heir;
 #[cfg(all(feature = "control", feature = "run"))]
 mod keeper;
@@ -49,6 +51,8 @@ pub use error::ServerError;
 pub use eyes::Sights;
 #[cfg(all(feature = "control", feature = "run"))]
 pub use handover::QUESTION;
+#[cfg(feature = "run")]
+pub use heap::keep_heap_small;
 pub use heir::Heritage;
 #[cfg(all(feature = "control", feature = "run"))]
 pub use keeper::{Keeper, KeeperError, Kept};

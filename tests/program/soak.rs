@@ -27,8 +27,13 @@ fn mixed_programs_are_right_and_nothing_grows() {
     let time = Duration::from_secs(if long { 180 } else { 20 });
     let root = std::env::temp_dir();
     let plan = Plan { userswap: USERSWAP.into(), directory: root.clone(), time, seed: 1 };
-    let soaked = soak_in(&root, plan, |line| println!("{line}")).unwrap();
+    let soaked = soak_in(&root, plan, |standing| {
+        println!("{standing}");
+        let count = |cells: String| cells.split(',').count();
+        assert_eq!(count(standing.columns()), count(standing.row()));
+    })
+    .unwrap();
     let Soaked { rounds, programs, kills, evictions } = soaked;
     println!("{rounds} rounds, {programs} programs, {kills} kills, {evictions} evictions");
-    assert!(programs == rounds * 8 && evictions > 0, "{soaked:?}");
+    assert!(programs == rounds * 12 && evictions > 0, "{soaked:?}");
 }
