@@ -9,6 +9,8 @@ pub mod confine;
 mod confinement;
 #[cfg(feature = "control")]
 pub mod control;
+#[cfg(all(feature = "control", feature = "run"))]
+mod deposit;
 mod doors;
 mod error;
 mod eyes;
@@ -19,6 +21,8 @@ mod heir;
 #[cfg(all(feature = "control", feature = "run"))]
 mod keeper;
 mod notes;
+#[cfg(all(feature = "control", feature = "run"))]
+mod notifier;
 mod orders;
 mod own;
 mod reach;
@@ -45,6 +49,8 @@ mod warden;
 pub use builder::ServerBuilder;
 #[cfg(feature = "control")]
 pub use confinement::Confinement;
+#[cfg(all(feature = "control", feature = "run"))]
+pub use deposit::has_returned;
 pub use error::ServerError;
 pub use eyes::Sights;
 #[cfg(all(feature = "control", feature = "run"))]
@@ -52,6 +58,8 @@ pub use handover::QUESTION;
 pub use heir::Heritage;
 #[cfg(all(feature = "control", feature = "run"))]
 pub use keeper::{Keeper, KeeperError, Kept};
+#[cfg(all(feature = "control", feature = "run"))]
+pub use notifier::Notifier;
 pub use recorder::Recorder;
 pub use server::{ClientStatus, Server};
 #[cfg(feature = "control")]

@@ -20,7 +20,7 @@ pub(crate) mod map;
 mod roster;
 mod tables;
 
-pub use roster::Roster;
+pub use roster::{Depot, Roster};
 pub(crate) use tables::Home;
 
 use crate::core::SlotId;
@@ -151,8 +151,8 @@ impl Ledger {
         self.roster.leave(self);
     }
 
-    /// Its name, never 0.
-    pub(crate) fn uid(&self) -> u64 {
+    /// Its name among all of one list, never 0.
+    pub fn uid(&self) -> u64 {
         self.get(Head::Uid)
     }
 

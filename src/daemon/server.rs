@@ -429,6 +429,7 @@ impl Inner {
             let ranges = notes::Ranges { ours: program.ours.clone(), ..notes::Ranges::default() };
             space.inherit_slots(staging);
             notes::write(ledger, &note(&told, &peer, Some(ranges)));
+            ledger.roster().told_more(ledger);
         } else {
             space.inherit_slots(staging);
         }
@@ -470,6 +471,9 @@ impl Inner {
     fn serve_on(self: &Arc<Self>, heritage: Heritage, found: Objects) {
         let begun = Instant::now();
         let (epoch, roster) = (heritage.epoch(), Arc::clone(heritage.roster()));
+        heritage.begin_deposit().unwrap_or_else(|source| {
+            end_at_once(&ServerError::Start { doing: "having what is left kept", source })
+        });
         let waiting = heritage.clients();
         let memories: Vec<_> = waiting.iter().map(Waiting::memory).collect();
         let mut clients = self.clients.lock();

@@ -8,6 +8,7 @@ mod deaths;
 mod dumps;
 mod filler;
 mod idle;
+mod managed;
 mod manual;
 mod orders;
 mod orphans;

@@ -16,7 +16,7 @@ fn evict(daemon: &Daemon, pid: u32) {
 }
 
 /// Both at once: a worker whose keeper dies would bring everything back, a keeper whose worker dies make another.
-fn kill_both(daemon: &mut Daemon) {
+pub(crate) fn kill_both(daemon: &mut Daemon) {
     let worker = daemon.status().worker_pid;
     assert_ne!(worker, daemon.keeper.id());
     signal(daemon.keeper.id(), "STOP");

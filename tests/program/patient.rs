@@ -45,19 +45,21 @@ fn program() {
     };
     (0..PAGES + FIXED).for_each(|page| fill(words, page, 0));
     let over = AtomicBool::new(false);
-    let steps: Vec<AtomicU64> = (0..=THREADS).map(|_| AtomicU64::new(0)).collect();
+    let steps: Vec<AtomicU64> = (0..THREADS + usize::from(forks)).map(|_| AtomicU64::new(0)).collect();
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
             let (over, steps) = (&over, &steps[thread]);
             scope.spawn(move || change(words, thread, over, steps));
         }
-        let (forking, forked) = (&over, &steps[THREADS]);
-        scope.spawn(move || {
-            while forks && !forking.load(Ordering::Relaxed) {
-                fork(words);
-                forked.fetch_add(1, Ordering::Relaxed);
-            }
-        });
+        if let Some(forked) = steps.get(THREADS) {
+            let forking = &over;
+            scope.spawn(move || {
+                while !forking.load(Ordering::Relaxed) {
+                    fork(words);
+                    forked.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
         println!("\nready");
         for line in std::io::stdin().lock().lines() {
             let before: Vec<u64> = steps.iter().map(|steps| steps.load(Ordering::Relaxed)).collect();

@@ -17,6 +17,17 @@ pub struct Roster {
     choosing: Mutex<()>,
     /// Where stores' keys are.
     keys: OnceLock<Arc<Map>>,
+    /// Who keeps descriptors even when this file table is gone.
+    depot: OnceLock<Arc<dyn Depot>>,
+}
+
+/// Keeps a ledger, and the descriptors that it names, for somebody who doesn't share this process's file table.
+pub trait Depot: Send + Sync {
+    /// A ledger was listed, or names more than it did.
+    fn entered(&self, ledger: &Ledger);
+
+    /// It is about to be taken off the list, after which what it names is closed. Called again for one that has left, it does nothing.
+    fn leaving(&self, ledger: &Ledger);
 }
 
 const HEAD_WORDS: usize = 64;
@@ -40,6 +51,9 @@ enum Head {
     /// One more than the limit that an operator has set since the start.
     Limit,
     Epoch,
+    /// The worker's process, and when it began, in the kernel's ticks.
+    Worker,
+    WorkerBegan,
 }
 
 impl Roster {
@@ -50,7 +64,14 @@ impl Roster {
     pub fn create() -> io::Result<Arc<Self>> {
         let map = Map::create("userswap-roster", LEN)?;
         let (head, entries) = (map.words(0, HEAD_WORDS), map.words(HEAD_WORDS * 8, MOST));
-        Ok(Arc::new(Self { map, head, entries, choosing: Mutex::new(()), keys: OnceLock::new() }))
+        Ok(Arc::new(Self {
+            map,
+            head,
+            entries,
+            choosing: Mutex::new(()),
+            keys: OnceLock::new(),
+            depot: OnceLock::new(),
+        }))
     }
 
     /// The list that another program of the same [layout](super::LAYOUT) has left.
@@ -60,7 +81,14 @@ impl Roster {
     pub fn adopt(memory: OwnedFd) -> io::Result<Arc<Self>> {
         let map = Map::adopt(memory, LEN)?;
         let (head, entries) = (map.words(0, HEAD_WORDS), map.words(HEAD_WORDS * 8, MOST));
-        Ok(Arc::new(Self { map, head, entries, choosing: Mutex::new(()), keys: OnceLock::new() }))
+        Ok(Arc::new(Self {
+            map,
+            head,
+            entries,
+            choosing: Mutex::new(()),
+            keys: OnceLock::new(),
+            depot: OnceLock::new(),
+        }))
     }
 
     fn get(&self, word: Head) -> u64 {
@@ -95,10 +123,16 @@ impl Roster {
             Some(entry) => entry.store(number, Ordering::Release),
             None => tracing::error!("more address spaces than can be listed: one won't survive this process"),
         }
+        if let Some(depot) = self.depot.get() {
+            depot.entered(ledger);
+        }
     }
 
     /// Takes a ledger off the list: there is nothing to take up any more. Before any of its descriptors is closed.
     pub(crate) fn leave(&self, ledger: &Ledger) {
+        if let Some(depot) = self.depot.get() {
+            depot.leaving(ledger);
+        }
         self.strike(ledger.as_fd().as_raw_fd());
     }
 
@@ -172,6 +206,30 @@ impl Roster {
     /// Where stores' keys are.
     pub fn keys(&self) -> Option<BorrowedFd<'_>> {
         self.keys.get().map(|keys| keys.as_fd())
+    }
+
+    /// From now on `depot` is told of ledgers. The first one stays.
+    pub fn set_depot(&self, depot: Arc<dyn Depot>) {
+        let _ = self.depot.set(depot);
+    }
+
+    /// Tells who keeps descriptors that a ledger names more than it did.
+    pub fn told_more(&self, ledger: &Ledger) {
+        if let Some(depot) = self.depot.get() {
+            depot.entered(ledger);
+        }
+    }
+
+    /// Writes down which process is the worker, and when it began: a number alone is another's one day.
+    pub fn note_worker(&self, pid: u32, began: u64) {
+        self.set(Head::WorkerBegan, began);
+        self.set(Head::Worker, pid.into());
+    }
+
+    /// The last worker's process, and when it began.
+    pub fn worker(&self) -> Option<(u32, u64)> {
+        let pid = u32::try_from(self.get(Head::Worker)).ok().filter(|pid| *pid != 0)?;
+        Some((pid, self.get(Head::WorkerBegan)))
     }
 
     /// Writes down whether clients are being served now.
