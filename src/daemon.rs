@@ -41,6 +41,8 @@ mod sweep;
 mod telling;
 mod throttle;
 mod total;
+#[cfg(all(feature = "control", feature = "run"))]
+mod trustee;
 #[cfg(feature = "control")]
 pub mod units;
 mod upkeep;

@@ -39,7 +39,7 @@ impl Heritage {
     /// When descriptors can't be listed.
     ///
     /// # Safety
-    /// This process shares its file table with a process that waits for it, and with no other. It owns the descriptors in `keep` and no others, and
+    /// This process shares its file table with processes that wait for its end, and with no other. It owns the descriptors in `keep` and no others, and
     /// whatever the one before it owned is nobody's now.
     pub(super) unsafe fn take(roster: Arc<Roster>, keep: &[RawFd]) -> io::Result<Self> {
         let epoch = roster.next_epoch();

@@ -16,9 +16,11 @@ use super::handover::{self, Handover};
 use super::heir::Heritage;
 use super::notes;
 use super::notifier::Notifier;
+use super::trustee;
 use crate::run::Signals;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
@@ -42,6 +44,10 @@ pub struct Keeper {
     notifier: Option<Arc<Notifier>>,
     /// What that one gave back when this program began.
     returned: Vec<RawFd>,
+    /// This process.
+    process: u32,
+    /// Who holds what must not be closed if keeper and worker die at once.
+    trustee: Cell<Option<Pid>>,
 }
 
 /// What a process comes out of [`Keeper::keep`] as.
@@ -155,6 +161,8 @@ impl Keeper {
             before,
             notifier,
             returned,
+            process: std::process::id(),
+            trustee: Cell::new(None),
         })
     }
 
@@ -216,15 +224,19 @@ impl Keeper {
         let mut failures = 0;
         for number in 1_u32.. {
             roster.set_serving(false);
+            // SAFETY: the caller's promise.
+            unsafe { self.see_to_trustee(&roster, true) };
             // SAFETY: there is one thread, by the caller's promise and since the keeper starts none. What exists twice is dropped by a worker at its
             // end, after which the keeper drops nothing.
             match unsafe { fork_sharing_files() }? {
                 Forked::Child => return Ok(self.worker(roster, &own)),
                 Forked::Parent(worker) => {
-                    let (ended, upgrade) = self.wait(worker);
+                    // SAFETY: as above.
+                    let (ended, upgrade) = unsafe { self.wait(worker, &roster) };
                     let waiting = roster.ledgers().len();
                     if roster.has_ended() || waiting == 0 && matches!(ended, Ended::With(_)) {
                         let status = if let Ended::With(status) = ended { status } else { 0 };
+                        self.end_trustee();
                         if let Some(notifier) = self.depot() {
                             let control = self.control.as_ref().map(|control| control.as_fd().as_raw_fd());
                             deposit::forget_own(
@@ -237,6 +249,8 @@ impl Keeper {
                         return Ok(self.over(status));
                     }
                     if upgrade {
+                        // It would keep open what the next program closes.
+                        self.end_trustee();
                         self.become_what_the_program_is(&roster, &own);
                     }
                     failures = if upgrade || roster.is_serving() { 0 } else { failures + 1 };
@@ -261,9 +275,47 @@ impl Keeper {
         self.notifier.as_deref().filter(|notifier| notifier.may_keep())
     }
 
+    /// Has a trustee: another one where it was killed, and a first one if it `may_begin`. None where somebody is sure to keep everything.
+    ///
+    /// # Safety
+    /// As [`keep`](Self::keep).
+    unsafe fn see_to_trustee(&self, roster: &Arc<Roster>, may_begin: bool) {
+        let is_there = match self.trustee.get() {
+            Some(pid) => matches!(rustix::process::waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)),
+            None => !may_begin,
+        };
+        if is_there || self.notifier.as_ref().is_some_and(|notifier| notifier.keeps() > 0) {
+            return;
+        }
+        // SAFETY: the caller's promise. The child drops nothing before both others are dead.
+        let started = match unsafe { fork_sharing_files() } {
+            // SAFETY: this is that child.
+            Ok(Forked::Child) => unsafe { trustee::stay(roster, self.process, &self.signals, self.patience) },
+            Ok(Forked::Parent(pid)) => i32::try_from(pid).ok().and_then(Pid::from_raw),
+            Err(error) => {
+                tracing::warn!(%error, "nobody holds forked children's memory should keeper and worker be killed at once");
+                None
+            }
+        };
+        self.trustee.set(started);
+    }
+
+    /// Nobody is left, or another one will be made.
+    fn end_trustee(&self) {
+        if let Some(pid) = self.trustee.take() {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+            let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
+        }
+    }
+
     fn worker(self, roster: Arc<Roster>, own: &[RawFd]) -> Kept {
         let pid = std::process::id();
         roster.note_worker(pid, deposit::began_at(pid).unwrap_or(0));
+        if !trustee::is_child_of(self.process) {
+            // Others know by now that the keeper is dead, and wait for no worker that they don't know of.
+            tracing::error!("the keeper has died");
+            std::process::exit(i32::from(GAVE_UP));
+        }
         // SAFETY: the file table is shared with the keeper alone, which waits; `own` are the descriptors it had before the first worker, of which this
         // process has everything that owns one. The worker before is dead, if there was one.
         let taken = unsafe { Heritage::take(roster, own) };
@@ -278,7 +330,10 @@ impl Keeper {
     }
 
     /// Waits for a worker to end, passing on what the keeper is told. Whether it was ended for another program to go on.
-    fn wait(&self, worker: u32) -> (Ended, bool) {
+    ///
+    /// # Safety
+    /// As [`keep`](Self::keep).
+    unsafe fn wait(&self, worker: u32, roster: &Arc<Roster>) -> (Ended, bool) {
         let Some(pid) = i32::try_from(worker).ok().and_then(Pid::from_raw) else {
             return (Ended::Unknown, false);
         };
@@ -289,6 +344,8 @@ impl Keeper {
                 Ok(None) | Err(rustix::io::Errno::INTR) => {}
                 Err(_) => return (Ended::Unknown, upgrade),
             }
+            // SAFETY: the caller's promise.
+            unsafe { self.see_to_trustee(roster, false) };
             let mut fds = [PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN)];
             let _ = rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 1, tv_nsec: 0 }));
             while let Some(arrived) = self.signals.next() {

@@ -30,7 +30,7 @@ fn program() {
     let mapping = Mapping::new(((PAGES + FIXED) * page_size()) as u64, Protection::READ_WRITE).unwrap();
     let patience: Option<u64> =
         std::env::var("USERSWAP_TEST_PATIENCE").ok().map(|seconds| seconds.parse().unwrap());
-    // Of a child that is forked just then nobody may have the userfaultfd when keeper and worker both die.
+    // A child that is forked just then ends by SIGBUS when keeper and worker both die.
     let forks = patience.is_none();
     let patience = Duration::from_secs(patience.unwrap_or(60));
     let client = Client::builder(socket).contract(contract).patience(Some(patience)).connect().unwrap();
@@ -61,13 +61,28 @@ fn program() {
             });
         }
         println!("\nready");
+        let mut child = 0;
         for line in std::io::stdin().lock().lines() {
+            let line = line.unwrap();
+            match line.as_str() {
+                // Then nobody may be there to serve what the others wait for.
+                "fork" => {
+                    child = fork_to_wait_for(words, &std::env::var("USERSWAP_TEST_GO").unwrap());
+                    println!("forked");
+                    continue;
+                }
+                "child" => {
+                    println!("{}", end_of(child));
+                    continue;
+                }
+                _ => {}
+            }
             let before: Vec<u64> = steps.iter().map(|steps| steps.load(Ordering::Relaxed)).collect();
             // Two: the first may have been done before.
             while steps.iter().zip(&before).any(|(now, then)| now.load(Ordering::Relaxed) < then + 2) {
                 std::thread::yield_now();
             }
-            match line.unwrap().as_str() {
+            match line.as_str() {
                 "step" => println!("steped"),
                 _ => {
                     (PAGES..PAGES + FIXED).for_each(|page| assert_eq!(wrong(words, page, 0), None));
@@ -128,6 +143,30 @@ fn fork(words: &[AtomicU64]) {
         eprintln!("a child found wrong bytes, or ended with {status:#x}");
         std::process::exit(8);
     }
+}
+
+/// A child that looks at the pages that stay once there is a file of this name.
+fn fork_to_wait_for(words: &[AtomicU64], file: &str) -> libc::pid_t {
+    let file = std::ffi::CString::new(file).unwrap();
+    // SAFETY: as in `fork`.
+    unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            while libc::access(file.as_ptr(), libc::F_OK) != 0 {
+                libc::usleep(10_000);
+            }
+            let bad = (PAGES..PAGES + FIXED).any(|page| wrong(words, page, 0).is_some());
+            libc::_exit(i32::from(bad));
+        }
+        child
+    }
+}
+
+fn end_of(child: libc::pid_t) -> std::process::ExitStatus {
+    let mut status = 0;
+    // SAFETY: needed because no safe call waits for a child that was forked. The kernel writes one number.
+    unsafe { libc::waitpid(child, &mut status, 0) };
+    std::os::unix::process::ExitStatusExt::from_raw(status)
 }
 
 fn pattern(page: usize, version: u64, word: usize) -> u64 {
