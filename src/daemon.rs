@@ -11,6 +11,7 @@ mod confinement;
 pub mod control;
 #[cfg(all(feature = "control", feature = "run"))]
 mod deposit;
+mod divisions;
 mod doors;
 mod error;
 mod eyes;

@@ -100,6 +100,7 @@ impl Ledger {
         // All of the ring is written to now: the kernel can't write to a page that it has to get first for a process that is being killed.
         ledger.map.words::<AtomicU64>(RING, 512).iter().for_each(|word| word.store(0, Ordering::Relaxed));
         ledger.set(Head::Magic, MAGIC);
+        roster.made(&ledger);
         Ok(Arc::new(ledger))
     }
 

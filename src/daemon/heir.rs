@@ -1,6 +1,7 @@
 //! Taking up what a dead worker has left: its descriptors by their numbers, its clients by their ledgers.
 #![allow(unsafe_code)]
 
+use super::divisions::Divisions;
 use super::error::{ServerError, end_at_once};
 use super::notes::{self, Note};
 use super::reach::{ClientReach, Told};
@@ -249,6 +250,7 @@ fn resume(
         slots: note.slots,
         slot_pages: note.slot_pages,
         was_shared: Mutex::default(),
+        divisions: Divisions::default(),
     };
     let memory = Arc::new(Watched::kept(uffd, ClientReach::new(told), ledger));
     let peer = Peer::resume(note.pid, note.uid, note.gid, pidfd);

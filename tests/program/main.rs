@@ -6,6 +6,7 @@ mod confined;
 mod daemon;
 mod deaths;
 mod dumps;
+mod edges;
 mod filler;
 mod idle;
 mod managed;

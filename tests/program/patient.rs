@@ -61,18 +61,32 @@ fn program() {
             });
         }
         println!("\nready");
-        let mut child = 0;
+        let (mut children, mut crowd) = (Vec::new(), Vec::new());
         for line in std::io::stdin().lock().lines() {
             let line = line.unwrap();
             match line.as_str() {
                 // Then nobody may be there to serve what the others wait for.
                 "fork" => {
-                    child = fork_to_wait_for(words, &std::env::var("USERSWAP_TEST_GO").unwrap());
+                    children.push(fork_to_wait_for(words, &std::env::var("USERSWAP_TEST_GO").unwrap()));
                     println!("forked");
                     continue;
                 }
                 "child" => {
-                    println!("{}", end_of(child));
+                    let mut ends: Vec<String> =
+                        children.drain(..).map(|child| end_of(child).to_string()).collect();
+                    ends.dedup();
+                    println!("{}", ends.join(", "));
+                    continue;
+                }
+                // Nearly as many mappings as there may be.
+                "crowd" => {
+                    crowd.push(crowded());
+                    println!("crowded");
+                    continue;
+                }
+                "uncrowd" => {
+                    crowd.clear();
+                    println!("uncrowded");
                     continue;
                 }
                 _ => {}
@@ -143,6 +157,25 @@ fn fork(words: &[AtomicU64]) {
         eprintln!("a child found wrong bytes, or ended with {status:#x}");
         std::process::exit(8);
     }
+}
+
+/// Mappings, up to a few below what a daemon leaves to a program.
+fn crowded() -> Mapping {
+    let number = |text: std::io::Result<String>| text.unwrap().trim().parse::<usize>().unwrap();
+    let most = number(std::fs::read_to_string("/proc/sys/vm/max_map_count"));
+    let have = std::fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+    let more = (most - most / 16).saturating_sub(have + 8);
+    let pages = more + 2;
+    let mapping = Mapping::new((pages * page_size()) as u64, Protection::READ_WRITE).unwrap();
+    for page in (1..pages).step_by(2) {
+        let at = usize::try_from(mapping.span().start()).unwrap() + page * page_size();
+        // SAFETY: needed because no safe call changes what a mapping may be used for. It is this function's own, and nobody looks at it.
+        let done = unsafe {
+            libc::mprotect(std::ptr::with_exposed_provenance_mut(at), page_size(), libc::PROT_READ)
+        };
+        assert_eq!(done, 0);
+    }
+    mapping
 }
 
 /// A child that looks at the pages that stay once there is a file of this name.

@@ -143,6 +143,9 @@ fn start(
     for uid in &settings.allow {
         builder = builder.allow_uid(*uid);
     }
+    if let Some(most) = settings.clients_per_user {
+        builder = builder.clients_per_user(most);
+    }
     let (mut limit, mut socket) = (settings.limit, None);
     if let Some((listener, control, heritage, found)) = inherited {
         limit = heritage.roster().limit().unwrap_or(limit);
