@@ -9,6 +9,7 @@ mod dumps;
 mod edges;
 mod filler;
 mod idle;
+mod lives;
 mod managed;
 mod manual;
 mod orders;

@@ -128,14 +128,14 @@ fn receive(socket: &UnixDatagram) -> Option<(String, Vec<OwnedFd>)> {
 
 /// Puts descriptors at 3 and up, to be there in another program.
 fn give(numbers: &[RawFd]) {
-    let above = numbers.iter().max().unwrap_or(&0) + 1 + RawFd::try_from(numbers.len()).unwrap_or(0);
-    for at in 0..numbers.len() {
+    let above = numbers.iter().max().unwrap_or(&0).max(&RawFd::from(u16::MAX >> 4)) + 1;
+    for (number, aside) in numbers.iter().zip(above..) {
         // SAFETY: the process is about to execute another program, and nothing of this one's is used again.
-        unsafe { libc::dup3(numbers[at], above + at as RawFd + 3, libc::O_CLOEXEC) };
+        unsafe { libc::dup3(*number, aside, libc::O_CLOEXEC) };
     }
-    for at in 0..numbers.len() {
+    for ((_, aside), to) in numbers.iter().zip(above..).zip(3..) {
         // SAFETY: as above.
-        unsafe { libc::dup2(above + at as RawFd + 3, at as RawFd + 3) };
+        unsafe { libc::dup2(aside, to) };
     }
 }
 

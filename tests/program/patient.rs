@@ -78,6 +78,12 @@ fn program() {
                     println!("{}", ends.join(", "));
                     continue;
                 }
+                // The first of the pages that stay, and what its first word is.
+                "where" => {
+                    let page = page_of(words, PAGES);
+                    println!("{} {}", page.as_ptr().expose_provenance(), pattern(PAGES, 0, 0));
+                    continue;
+                }
                 // Nearly as many mappings as there may be.
                 "crowd" => {
                     crowd.push(crowded());
