@@ -9,6 +9,9 @@ pub mod confine;
 mod confinement;
 #[cfg(feature = "control")]
 pub mod control;
+#[cfg(all(feature = "control", feature = "run"))]
+mod deposit;
+mod divisions;
 mod doors;
 mod error;
 mod eyes;
@@ -21,6 +24,8 @@ mod heir;
 #[cfg(all(feature = "control", feature = "run"))]
 mod keeper;
 mod notes;
+#[cfg(all(feature = "control", feature = "run"))]
+mod notifier;
 mod orders;
 mod own;
 mod reach;
@@ -39,6 +44,8 @@ mod sweep;
 mod telling;
 mod throttle;
 mod total;
+#[cfg(all(feature = "control", feature = "run"))]
+mod trustee;
 #[cfg(feature = "control")]
 pub mod units;
 mod upkeep;
@@ -47,6 +54,8 @@ mod warden;
 pub use builder::ServerBuilder;
 #[cfg(feature = "control")]
 pub use confinement::Confinement;
+#[cfg(all(feature = "control", feature = "run"))]
+pub use deposit::has_returned;
 pub use error::ServerError;
 pub use eyes::Sights;
 #[cfg(all(feature = "control", feature = "run"))]
@@ -56,6 +65,8 @@ pub use heap::keep_heap_small;
 pub use heir::Heritage;
 #[cfg(all(feature = "control", feature = "run"))]
 pub use keeper::{Keeper, KeeperError, Kept};
+#[cfg(all(feature = "control", feature = "run"))]
+pub use notifier::Notifier;
 pub use recorder::Recorder;
 pub use server::{ClientStatus, Server};
 #[cfg(feature = "control")]

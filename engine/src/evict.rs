@@ -249,7 +249,11 @@ fn watched(space: &Space, region: &Region, run: Piece) -> Result<Option<Stop>, M
             _ if probe.done > 0 => return Ok(None),
             None | Some(Stop::Present) => return Ok(None),
             Some(Stop::Gone) => return Err(MemoryError::Gone),
-            Some(Stop::Unmapped) if !tried => register(space, region, run)?,
+            Some(Stop::Unmapped) if !tried => {
+                if let Some(stop) = register(space, region, run)? {
+                    return Ok(Some(stop));
+                }
+            }
             Some(stop) => return Ok(Some(stop)),
         }
     }
@@ -257,7 +261,7 @@ fn watched(space: &Space, region: &Region, run: Piece) -> Result<Option<Stop>, M
 }
 
 /// Registers what the run is mapped in one piece with: a mapping registered in parts can't be grown or moved any more.
-fn register(space: &Space, region: &Region, run: Piece) -> Result<(), MemoryError> {
+fn register(space: &Space, region: &Region, run: Piece) -> Result<Option<Stop>, MemoryError> {
     let piece = {
         let mut shard = region.lock();
         shard.set_registered(true);
@@ -265,8 +269,9 @@ fn register(space: &Space, region: &Region, run: Piece) -> Result<(), MemoryErro
     };
     match piece.and_then(piece_span).map(|span| space.memory().register(span)) {
         Some(Err(MemoryError::Gone)) => Err(MemoryError::Gone),
+        Some(Err(MemoryError::Mappings { .. })) => Ok(Some(Stop::NoMemory)),
         // Nothing we can watch is mapped there; the second look says so.
-        _ => Ok(()),
+        _ => Ok(None),
     }
 }
 

@@ -20,7 +20,7 @@ pub(crate) mod map;
 mod roster;
 mod tables;
 
-pub use roster::Roster;
+pub use roster::{Depot, Roster};
 pub(crate) use tables::Home;
 
 use crate::core::SlotId;
@@ -100,6 +100,7 @@ impl Ledger {
         // All of the ring is written to now: the kernel can't write to a page that it has to get first for a process that is being killed.
         ledger.map.words::<AtomicU64>(RING, 512).iter().for_each(|word| word.store(0, Ordering::Relaxed));
         ledger.set(Head::Magic, MAGIC);
+        roster.made(&ledger);
         Ok(Arc::new(ledger))
     }
 
@@ -151,8 +152,8 @@ impl Ledger {
         self.roster.leave(self);
     }
 
-    /// Its name, never 0.
-    pub(crate) fn uid(&self) -> u64 {
+    /// Its name among all of one list, never 0.
+    pub fn uid(&self) -> u64 {
         self.get(Head::Uid)
     }
 

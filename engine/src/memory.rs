@@ -52,6 +52,8 @@ pub struct Batch {
     /// No more than one message is to be read, so that others can read the next: whoever wakes a thread may have to wait until that
     /// thread stops again.
     pub one: bool,
+    /// Nothing could be read, for want of a descriptor: to be tried again soon.
+    pub later: bool,
 }
 
 impl Batch {
@@ -64,7 +66,7 @@ impl Batch {
     pub fn clear(&mut self) {
         self.events.clear();
         self.faults.clear();
-        self.more = false;
+        (self.more, self.later) = (false, false);
     }
 }
 
@@ -123,6 +125,14 @@ pub enum MemoryError {
         span: Span,
         /// Why not.
         reason: String,
+    },
+    /// It would divide a mapping, and there are nearly as many as there may be.
+    #[error(
+        "{span:?} isn't moved, which would divide mappings: the process has nearly as many as it may have (vm.max_map_count)"
+    )]
+    Mappings {
+        /// What was to be moved, or watched.
+        span: Span,
     },
 }
 

@@ -80,6 +80,15 @@ pub unsafe trait Reach: Send + Sync + Sized + 'static {
         Ok(None)
     }
 
+    /// Whether a range may be divided from what is mapped beside it: a process may have only so many mappings.
+    ///
+    /// # Errors
+    /// [`MemoryError::Mappings`].
+    fn may_divide(&self, span: Span) -> Result<(), MemoryError> {
+        let _ = span;
+        Ok(())
+    }
+
     /// Readable once the process has exited, if that can be told.
     fn exit(&self) -> Option<BorrowedFd<'_>>;
 }
@@ -132,7 +141,7 @@ impl<R: Reach> Watched<R> {
                 let reach = self.reach.child();
                 let child = match &self.ledger {
                     Some(ledger) => {
-                        Ledger::create(ledger.roster()).map(|ledger| Self::kept(uffd, reach, ledger))
+                        ledger.roster().new_ledger().map(|ledger| Self::kept(uffd, reach, ledger))
                     }
                     None => Self::new(uffd, reach),
                 };
@@ -146,10 +155,24 @@ impl<R: Reach> Memory for Watched<R> {
     fn read(&self, batch: &mut Batch) -> Result<(), MemoryError> {
         let mut ring = self.ring.lock();
         let room = ring.room();
-        let most = if batch.one { 1 } else { room.len() };
+        let is_scarce = self.ledger.as_ref().is_some_and(|ledger| ledger.roster().is_scarce());
+        if is_scarce && let Some(ledger) = &self.ledger {
+            // If there is no descriptor for one, there is none for a child either, and the kernel keeps the fork.
+            ledger.roster().have_spare();
+        }
+        let most = if batch.one || is_scarce { 1 } else { room.len() };
         let room = &mut room[..most];
         let count = match self.uffd.read(room) {
             Ok(count) => count,
+            Err(ReadError::NoDescriptor(_)) => {
+                if self.ledger.as_ref().is_none_or(|ledger| ledger.roster().may_tell_of_want()) {
+                    tracing::warn!(
+                        "a program that forks waits: the daemon has no descriptors left (RLIMIT_NOFILE)"
+                    );
+                }
+                (batch.more, batch.later) = (false, true);
+                return Ok(());
+            }
             Err(ReadError::Closed) => return Err(MemoryError::Gone),
             Err(error) => {
                 tracing::error!(%error, "messages can't be read");
@@ -240,6 +263,7 @@ impl<R: Reach> Memory for Watched<R> {
     }
 
     fn register(&self, span: Span) -> Result<(), MemoryError> {
+        self.reach.may_divide(span)?;
         // SAFETY: needed because missing pages of a registered range are filled by us and not by the kernel. That the range's
         // contents may be filled from outside is what the implementor of `Reach` vouches for; what we fill it with is what was there.
         unsafe { self.uffd.register(span, RegisterMode::MISSING) }

@@ -1,5 +1,6 @@
 //! Who is taken on, and with what.
 
+use super::divisions::Divisions;
 use super::error::ServerError;
 use super::heir::{REPLY_TIMEOUT, note};
 use super::notes;
@@ -171,7 +172,15 @@ pub(crate) fn told(
     if process.has_exited()? {
         return Err(userswap_uffd::Error::Gone { pid: peer.pid() }.into());
     }
-    Ok(Told { link, process, pagemap, slots, slot_pages, was_shared: Mutex::default() })
+    Ok(Told {
+        link,
+        process,
+        pagemap,
+        slots,
+        slot_pages,
+        was_shared: Mutex::default(),
+        divisions: Divisions::default(),
+    })
 }
 
 #[allow(unsafe_code)]

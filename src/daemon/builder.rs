@@ -18,6 +18,7 @@ pub struct ServerBuilder {
     pub(super) mode: u32,
     pub(super) contract: Contract,
     pub(super) allowed: Vec<u32>,
+    pub(super) clients_per_user: usize,
     pub(super) budget: Budget,
     pub(super) handlers: Option<usize>,
     pub(super) around: Option<u32>,
@@ -33,6 +34,9 @@ pub struct ServerBuilder {
 /// What a store was found to hold.
 pub(super) type Objects = Vec<(PageKey, Handle)>;
 
+/// A user's processes that may be clients at the same time: a thread and five descriptors each.
+const CLIENTS_PER_USER: usize = 1024;
+
 impl ServerBuilder {
     pub(super) fn new(store: Arc<dyn Store>) -> Self {
         Self {
@@ -41,6 +45,7 @@ impl ServerBuilder {
             mode: 0o600,
             contract: Contract::Extended,
             allowed: Vec::new(),
+            clients_per_user: CLIENTS_PER_USER,
             budget: Budget::default(),
             handlers: None,
             around: None,
@@ -74,6 +79,14 @@ impl ServerBuilder {
     pub fn allow_uid(mut self, uid: u32) -> Self {
         self.allowed.push(uid);
         self.mode = 0o666;
+        self
+    }
+
+    /// How many processes of a user may be clients at the same time, 1024 unless said otherwise. Root and the daemon's own user are held to nothing; forked children
+    /// beyond that are served, and not moved out any more.
+    #[must_use]
+    pub fn clients_per_user(mut self, most: usize) -> Self {
+        self.clients_per_user = most;
         self
     }
 

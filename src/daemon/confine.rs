@@ -167,6 +167,7 @@ const ALWAYS: &[c_long] = &[
     libc::SYS_futex,
     libc::SYS_gettid,
     libc::SYS_getpid,
+    libc::SYS_getppid,
     libc::SYS_tgkill,
     libc::SYS_set_robust_list,
     libc::SYS_get_robust_list,

@@ -388,11 +388,11 @@ impl ControlSocket {
     pub(super) fn resume(socket: std::os::fd::OwnedFd, path: &Path) -> Self {
         Self { path: path.to_path_buf(), listener: socket.into() }
     }
+}
 
-    /// The number of its descriptor.
-    #[cfg(feature = "run")]
-    pub(super) fn number(&self) -> std::os::fd::RawFd {
-        std::os::fd::AsRawFd::as_raw_fd(&self.listener)
+impl std::os::fd::AsFd for ControlSocket {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }
 

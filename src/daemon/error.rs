@@ -43,6 +43,26 @@ pub enum ServerError {
         /// Its user.
         uid: u32,
     },
+    /// So many of a user's processes are clients already.
+    #[error(
+        "process {pid} of user {uid} is not taken on: {most} processes of that user are served already (--clients-per-user)"
+    )]
+    ManyClients {
+        /// The client.
+        pid: u32,
+        /// Its user.
+        uid: u32,
+        /// How many may be.
+        most: usize,
+    },
+    /// The descriptors that are left are for those who are served.
+    #[error(
+        "process {pid} is not taken on: the daemon has hardly any descriptors left (RLIMIT_NOFILE), which those it serves may need"
+    )]
+    Descriptors {
+        /// The client.
+        pid: u32,
+    },
     /// A client's page table can't be read; it is left alone for good.
     #[error("the page table of process {pid} can't be read (the daemon needs CAP_SYS_PTRACE)")]
     NoPagemap {

@@ -4,19 +4,16 @@
 //! executes it, with everything open. What is what stands in an environment variable.
 #![allow(unsafe_code)]
 
-use super::control::ControlSocket;
-use super::keeper::{Keeper, KeeperError};
-use crate::run::Signals;
+use super::deposit;
+use super::keeper::KeeperError;
 use std::ffi::{CString, OsString};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use userswap_engine::Roster;
 use userswap_engine::ledger::LAYOUT;
-use userswap_ipc::Listener;
 use userswap_uffd::succession::{become_program, set_close_on_exec, take_over};
 
 /// The numbers of descriptors that one program leaves to the next.
@@ -72,7 +69,9 @@ impl Handover {
         let text = |text: OsString| CString::new(text.into_vec()).unwrap_or_default();
         let program = program().map(text).unwrap_or_default();
         let arguments: Vec<CString> = std::env::args_os().map(text).collect();
-        let others = std::env::vars_os().filter(|(name, _)| name != VARIABLE);
+        // What the service manager gave back was taken by this program, whose number the next one has, too.
+        let is_past = |name: &OsString| name == VARIABLE || deposit::GIVEN.iter().any(|given| name == given);
+        let others = std::env::vars_os().filter(|(name, _)| !is_past(name));
         let mut environment: Vec<CString> = others
             .map(|(mut name, value)| {
                 name.push("=");
@@ -145,26 +144,28 @@ impl Handover {
         };
         drop(take(handover.signals));
         let own = handover.own.into_iter().filter(|number| *number != handover.signals).collect();
-        Ok(Some(Found { roster, listener, control, own }))
+        Ok(Some(Found {
+            roster,
+            listener: Some(listener),
+            control,
+            own,
+            returned: Vec::new(),
+            stale: Vec::new(),
+        }))
     }
 }
 
 /// What the program before has left.
 pub(super) struct Found {
-    roster: Arc<Roster>,
-    listener: OwnedFd,
-    control: Option<OwnedFd>,
-    own: Vec<RawFd>,
-}
-
-impl Found {
-    /// The keeper that this process was.
-    pub(super) fn take(self, signals: Signals, listen: &Path, control: Option<&Path>) -> Keeper {
-        let mut own = self.own;
-        own.push(std::os::fd::AsFd::as_fd(&signals).as_raw_fd());
-        let control = self.control.zip(control).map(|(socket, path)| ControlSocket::resume(socket, path));
-        Keeper::again(Listener::resume(self.listener, listen), control, signals, (self.roster, own))
-    }
+    pub(super) roster: Arc<Roster>,
+    /// Not if it can't be connected to any more.
+    pub(super) listener: Option<OwnedFd>,
+    pub(super) control: Option<OwnedFd>,
+    pub(super) own: Vec<RawFd>,
+    /// The numbers of what the service manager gave back.
+    pub(super) returned: Vec<RawFd>,
+    /// The names of what it needn't keep any more.
+    pub(super) stale: Vec<String>,
 }
 
 #[cfg(test)]

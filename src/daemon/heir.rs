@@ -1,6 +1,7 @@
 //! Taking up what a dead worker has left: its descriptors by their numbers, its clients by their ledgers.
 #![allow(unsafe_code)]
 
+use super::divisions::Divisions;
 use super::error::{ServerError, end_at_once};
 use super::notes::{self, Note};
 use super::reach::{ClientReach, Told};
@@ -26,6 +27,9 @@ pub struct Heritage {
     ledgers: ManuallyDrop<Vec<Arc<Ledger>>>,
     /// Closed by nobody: they are the next one's, too.
     arenas: ManuallyDrop<Vec<OwnedFd>>,
+    /// Who keeps everything for who comes after the keeper, and what that one gave back.
+    #[cfg(all(feature = "control", feature = "run"))]
+    depot: Option<(Arc<super::notifier::Notifier>, Vec<RawFd>)>,
 }
 
 impl Heritage {
@@ -36,7 +40,7 @@ impl Heritage {
     /// When descriptors can't be listed.
     ///
     /// # Safety
-    /// This process shares its file table with a process that waits for it, and with no other. It owns the descriptors in `keep` and no others, and
+    /// This process shares its file table with processes that wait for its end, and with no other. It owns the descriptors in `keep` and no others, and
     /// whatever the one before it owned is nobody's now.
     pub(super) unsafe fn take(roster: Arc<Roster>, keep: &[RawFd]) -> io::Result<Self> {
         let epoch = roster.next_epoch();
@@ -72,7 +76,14 @@ impl Heritage {
         kept.extend(arenas.iter().map(AsRawFd::as_raw_fd));
         // SAFETY: this process owns those in `keep`, and what was just taken over.
         unsafe { close_all_but(&kept.into_iter().collect::<Vec<_>>()) }.map_err(io::Error::other)?;
-        Ok(Self { roster, epoch, ledgers, arenas })
+        Ok(Self {
+            roster,
+            epoch,
+            ledgers,
+            arenas,
+            #[cfg(all(feature = "control", feature = "run"))]
+            depot: None,
+        })
     }
 
     /// The list, to enter what this worker will leave.
@@ -83,6 +94,24 @@ impl Heritage {
     /// What the store's objects are in, if there was a worker before this one that had any.
     pub fn arenas(&self) -> Vec<BorrowedFd<'_>> {
         self.arenas.iter().map(AsFd::as_fd).collect()
+    }
+
+    /// Has somebody keep everything who outlives the keeper, and gave these back.
+    #[cfg(all(feature = "control", feature = "run"))]
+    pub(super) fn deposit_with(&mut self, notifier: Arc<super::notifier::Notifier>, returned: Vec<RawFd>) {
+        self.depot = Some((notifier, returned));
+    }
+
+    /// From now on everything is kept so, if there is who does.
+    ///
+    /// # Errors
+    /// When no thread can be had.
+    pub(super) fn begin_deposit(&self) -> io::Result<()> {
+        #[cfg(all(feature = "control", feature = "run"))]
+        if let Some((notifier, returned)) = &self.depot {
+            super::deposit::Deposit::start(notifier, &self.roster, &self.ledgers, returned)?;
+        }
+        Ok(())
     }
 
     /// How many clients, children included, wait for this worker.
@@ -221,6 +250,7 @@ fn resume(
         slots: note.slots,
         slot_pages: note.slot_pages,
         was_shared: Mutex::default(),
+        divisions: Divisions::default(),
     };
     let memory = Arc::new(Watched::kept(uffd, ClientReach::new(told), ledger));
     let peer = Peer::resume(note.pid, note.uid, note.gid, pidfd);

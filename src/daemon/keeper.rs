@@ -10,13 +10,17 @@
 #![allow(unsafe_code)]
 
 use super::control::{ControlError, ControlSocket};
+use super::deposit::{self, Returned};
 use super::error::{chain, end_at_once};
 use super::handover::{self, Handover};
 use super::heir::Heritage;
 use super::notes;
+use super::notifier::Notifier;
+use super::trustee;
 use crate::run::Signals;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
@@ -34,8 +38,16 @@ pub struct Keeper {
     patience: Duration,
     /// Workers' stores have keys.
     has_keys: bool,
-    /// What another program was before it became this one, and the descriptors that aren't its workers'.
+    /// What another program has left, and the descriptors of that which aren't its workers'.
     before: Option<(Arc<Roster>, Vec<RawFd>)>,
+    /// Who keeps everything if this process dies, too.
+    notifier: Option<Arc<Notifier>>,
+    /// What that one gave back when this program began.
+    returned: Vec<RawFd>,
+    /// This process.
+    process: u32,
+    /// Who holds what must not be closed if keeper and worker die at once.
+    trustee: Cell<Option<Pid>>,
 }
 
 /// What a process comes out of [`Keeper::keep`] as.
@@ -48,6 +60,8 @@ pub enum Kept {
         control: Option<ControlSocket>,
         /// What the worker before has left.
         heritage: Heritage,
+        /// The way to the service manager, if there is one.
+        notifier: Option<Arc<Notifier>>,
     },
     /// The keeper, whose last worker has ended with this status.
     Over(u8),
@@ -86,23 +100,70 @@ const TRIES: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(20);
 
 impl Keeper {
-    /// Makes the sockets.
+    /// Makes the sockets, unless somebody has left them: the program that this process was before, or one that died and whose descriptors the service
+    /// manager has kept.
     ///
     /// # Errors
     /// When they can't be had, or signals can't be taken.
     pub fn new(listen: &Path, mode: u32, control: Option<&Path>) -> Result<Self, KeeperError> {
-        let signals =
-            Signals::take().map_err(|source| KeeperError::Start { doing: "taking signals", source })?;
+        let failed = |doing| move |source| KeeperError::Start { doing, source };
         // SAFETY: a program begins, and has nothing open but what the one before it has left.
-        if let Some(before) = unsafe { Handover::found() }? {
-            return Ok(before.take(signals, listen, control));
-        }
-        let listener = match listen.to_str().and_then(|path| path.strip_prefix('@')) {
-            Some(name) => Listener::bind_abstract(name)?,
-            None => Listener::bind(listen, mode)?,
+        let (found, past) = match unsafe { Handover::found() }? {
+            Some(found) => (Some(found), Vec::new()),
+            // SAFETY: as above.
+            None => match unsafe { deposit::returned() }? {
+                Returned::Nothing => (None, Vec::new()),
+                Returned::Ended(names) => (None, names),
+                Returned::Daemon(mut found) => {
+                    let stale = std::mem::take(&mut found.stale);
+                    (Some(found), stale)
+                }
+            },
         };
-        let control = control.map(ControlSocket::bind).transpose()?;
-        Ok(Self { listener, control, signals, patience: PATIENCE, has_keys: false, before: None })
+        let signals = Signals::take().map_err(failed("taking signals"))?;
+        let notifier = Notifier::of_environment().map_err(failed("finding the service manager"))?;
+        for name in past {
+            if let Some(Err(error)) = notifier.as_ref().map(|notifier| notifier.forget(&name)) {
+                tracing::warn!(%error, name, "the service manager keeps what nobody needs");
+            }
+        }
+        let bind = || match listen.to_str().and_then(|path| path.strip_prefix('@')) {
+            Some(name) => Listener::bind_abstract(name),
+            None => Listener::bind(listen, mode),
+        };
+        let (mut before, mut resumed, mut returned) = (None, (None, None), Vec::new());
+        if let Some(found) = found {
+            before = Some((found.roster, found.own));
+            resumed = (found.listener, found.control);
+            returned = found.returned;
+        }
+        let listener = match resumed.0 {
+            Some(socket) => Listener::resume(socket, listen),
+            None => bind()?,
+        };
+        let control = match (resumed.1, control) {
+            (Some(socket), Some(path)) => Some(ControlSocket::resume(socket, path)),
+            (_, path) => path.map(ControlSocket::bind).transpose()?,
+        };
+        if let Some((_, own)) = &mut before {
+            let sockets =
+                [signals.as_fd(), listener.as_fd()].into_iter().chain(notifier.as_ref().map(AsFd::as_fd));
+            own.extend(sockets.map(|socket| socket.as_raw_fd()));
+            own.extend(control.as_ref().map(|control| control.as_fd().as_raw_fd()));
+        }
+        let notifier = notifier.map(Arc::new);
+        Ok(Self {
+            listener,
+            control,
+            signals,
+            patience: PATIENCE,
+            has_keys: false,
+            before,
+            notifier,
+            returned,
+            process: std::process::id(),
+            trustee: Cell::new(None),
+        })
     }
 
     /// How long clients are left waiting, if no worker can serve them, before they are ended: a minute unless said otherwise.
@@ -156,21 +217,40 @@ impl Keeper {
         };
         // The last worker may have closed it when the keeper comes to its end.
         std::mem::forget(Arc::clone(&roster));
+        if let Some(notifier) = self.depot() {
+            let control = self.control.as_ref().map(AsFd::as_fd);
+            deposit::keep_own(notifier, &roster, self.listener.as_fd(), control);
+        }
         let mut failures = 0;
         for number in 1_u32.. {
             roster.set_serving(false);
+            // SAFETY: the caller's promise.
+            unsafe { self.see_to_trustee(&roster, true) };
             // SAFETY: there is one thread, by the caller's promise and since the keeper starts none. What exists twice is dropped by a worker at its
             // end, after which the keeper drops nothing.
             match unsafe { fork_sharing_files() }? {
                 Forked::Child => return Ok(self.worker(roster, &own)),
                 Forked::Parent(worker) => {
-                    let (ended, upgrade) = self.wait(worker);
+                    // SAFETY: as above.
+                    let (ended, upgrade) = unsafe { self.wait(worker, &roster) };
                     let waiting = roster.ledgers().len();
                     if roster.has_ended() || waiting == 0 && matches!(ended, Ended::With(_)) {
                         let status = if let Ended::With(status) = ended { status } else { 0 };
+                        self.end_trustee();
+                        if let Some(notifier) = self.depot() {
+                            let control = self.control.as_ref().map(|control| control.as_fd().as_raw_fd());
+                            deposit::forget_own(
+                                notifier,
+                                &roster,
+                                self.listener.as_fd().as_raw_fd(),
+                                control,
+                            );
+                        }
                         return Ok(self.over(status));
                     }
                     if upgrade {
+                        // It would keep open what the next program closes.
+                        self.end_trustee();
                         self.become_what_the_program_is(&roster, &own);
                     }
                     failures = if upgrade || roster.is_serving() { 0 } else { failures + 1 };
@@ -190,19 +270,70 @@ impl Keeper {
         Ok(self.over(GAVE_UP))
     }
 
+    /// Who keeps descriptors, if somebody may.
+    fn depot(&self) -> Option<&Notifier> {
+        self.notifier.as_deref().filter(|notifier| notifier.may_keep())
+    }
+
+    /// Has a trustee: another one where it was killed, and a first one if it `may_begin`. None where somebody is sure to keep everything.
+    ///
+    /// # Safety
+    /// As [`keep`](Self::keep).
+    unsafe fn see_to_trustee(&self, roster: &Arc<Roster>, may_begin: bool) {
+        let is_there = match self.trustee.get() {
+            Some(pid) => matches!(rustix::process::waitpid(Some(pid), WaitOptions::NOHANG), Ok(None)),
+            None => !may_begin,
+        };
+        if is_there || self.notifier.as_ref().is_some_and(|notifier| notifier.keeps() > 0) {
+            return;
+        }
+        // SAFETY: the caller's promise. The child drops nothing before both others are dead.
+        let started = match unsafe { fork_sharing_files() } {
+            // SAFETY: this is that child.
+            Ok(Forked::Child) => unsafe { trustee::stay(roster, self.process, &self.signals, self.patience) },
+            Ok(Forked::Parent(pid)) => i32::try_from(pid).ok().and_then(Pid::from_raw),
+            Err(error) => {
+                tracing::warn!(%error, "nobody holds forked children's memory should keeper and worker be killed at once");
+                None
+            }
+        };
+        self.trustee.set(started);
+    }
+
+    /// Nobody is left, or another one will be made.
+    fn end_trustee(&self) {
+        if let Some(pid) = self.trustee.take() {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+            let _ = rustix::process::waitpid(Some(pid), WaitOptions::empty());
+        }
+    }
+
     fn worker(self, roster: Arc<Roster>, own: &[RawFd]) -> Kept {
+        let pid = std::process::id();
+        roster.note_worker(pid, deposit::began_at(pid).unwrap_or(0));
+        if !trustee::is_child_of(self.process) {
+            // Others know by now that the keeper is dead, and wait for no worker that they don't know of.
+            tracing::error!("the keeper has died");
+            std::process::exit(i32::from(GAVE_UP));
+        }
         // SAFETY: the file table is shared with the keeper alone, which waits; `own` are the descriptors it had before the first worker, of which this
         // process has everything that owns one. The worker before is dead, if there was one.
         let taken = unsafe { Heritage::take(roster, own) };
-        let heritage = taken.unwrap_or_else(|error| end_at_once(&error));
-        let Self { listener, control, signals, .. } = self;
+        let mut heritage = taken.unwrap_or_else(|error| end_at_once(&error));
+        let Self { listener, control, signals, notifier, returned, .. } = self;
         // A worker takes its own.
         std::mem::forget(signals);
-        Kept::Worker { listener, control, heritage }
+        if let Some(notifier) = notifier.as_ref().filter(|notifier| notifier.may_keep()) {
+            heritage.deposit_with(Arc::clone(notifier), returned);
+        }
+        Kept::Worker { listener, control, heritage, notifier }
     }
 
     /// Waits for a worker to end, passing on what the keeper is told. Whether it was ended for another program to go on.
-    fn wait(&self, worker: u32) -> (Ended, bool) {
+    ///
+    /// # Safety
+    /// As [`keep`](Self::keep).
+    unsafe fn wait(&self, worker: u32, roster: &Arc<Roster>) -> (Ended, bool) {
         let Some(pid) = i32::try_from(worker).ok().and_then(Pid::from_raw) else {
             return (Ended::Unknown, false);
         };
@@ -213,6 +344,8 @@ impl Keeper {
                 Ok(None) | Err(rustix::io::Errno::INTR) => {}
                 Err(_) => return (Ended::Unknown, upgrade),
             }
+            // SAFETY: the caller's promise.
+            unsafe { self.see_to_trustee(roster, false) };
             let mut fds = [PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN)];
             let _ = rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 1, tv_nsec: 0 }));
             while let Some(arrived) = self.signals.next() {
@@ -230,11 +363,13 @@ impl Keeper {
 
     /// Executes what stands where this program was. Returns if that fails: this one goes on then.
     fn become_what_the_program_is(&self, roster: &Arc<Roster>, own: &[RawFd]) {
+        let manager = self.notifier.as_ref().map(|notifier| notifier.as_fd().as_raw_fd());
         let handover = Handover {
             roster: roster.as_fd().as_raw_fd(),
             listener: self.listener.as_fd().as_raw_fd(),
-            control: self.control.as_ref().map(ControlSocket::number),
-            own: own.to_vec(),
+            control: self.control.as_ref().map(|control| control.as_fd().as_raw_fd()),
+            // The next program finds its own way to the service manager.
+            own: own.iter().copied().filter(|number| Some(*number) != manager).collect(),
             signals: self.signals.as_fd().as_raw_fd(),
         };
         tracing::info!("going on as what the program is now");
@@ -270,20 +405,10 @@ impl Keeper {
         }
     }
 
-    /// As the keeper that another program was.
-    pub(super) fn again(
-        listener: Listener,
-        control: Option<ControlSocket>,
-        signals: Signals,
-        before: (Arc<Roster>, Vec<RawFd>),
-    ) -> Self {
-        Self { listener, control, signals, patience: PATIENCE, has_keys: false, before: Some(before) }
-    }
-
     /// The worker has dropped what is here, or nobody ever will.
     fn over(self, status: u8) -> Kept {
-        let Self { listener, control, signals, .. } = self;
-        std::mem::forget((listener, control));
+        let Self { listener, control, signals, notifier, .. } = self;
+        std::mem::forget((listener, control, notifier));
         drop(signals);
         Kept::Over(status)
     }

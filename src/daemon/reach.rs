@@ -1,6 +1,7 @@
 //! Reaching a client's memory: what its userfaultfd can't do, its agent is told to, or another system call does.
 #![allow(unsafe_code)]
 
+use super::divisions::Divisions;
 use parking_lot::Mutex;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, OnceLock};
@@ -27,6 +28,8 @@ pub(crate) struct Told {
     pub(crate) slot_pages: u32,
     /// Pages that would move if they were made the process's own again.
     pub(crate) was_shared: Mutex<Vec<Span>>,
+    /// How far its mappings may still be divided.
+    pub(super) divisions: Divisions,
 }
 
 impl ClientReach {
@@ -145,6 +148,10 @@ unsafe impl Reach for ClientReach {
         let told = self.told()?;
         if !told.moves() {
             for order in orders {
+                // At both ends of where it was, and of where it is.
+                if !told.divisions.take(told.process.pid(), 4) {
+                    return Err(MemoryError::Mappings { span: order.from });
+                }
                 told.link
                     .move_ptes(order.from, order.to)
                     .map_err(|error| unlinked("moving", order.from, &error))?;
@@ -212,6 +219,13 @@ unsafe impl Reach for ClientReach {
             }
         }
         Ok(())
+    }
+
+    fn may_divide(&self, span: Span) -> Result<(), MemoryError> {
+        match self.told.get() {
+            Some(told) if !told.divisions.take(told.process.pid(), 2) => Err(MemoryError::Mappings { span }),
+            _ => Ok(()),
+        }
     }
 
     fn child(&self) -> Self {

@@ -18,7 +18,7 @@ use super::upkeep::Upkeep;
 use crossbeam::channel::{Receiver, Sender};
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
@@ -75,6 +75,7 @@ pub(super) struct Inner {
     refused: AtomicU64,
     doors: Arc<Doors>,
     telling: Telling,
+    clients_per_user: usize,
     stop: AtomicBool,
 }
 
@@ -87,6 +88,7 @@ const MOST_HINTS: usize = 1024;
 /// One client.
 pub(super) struct ClientEntry {
     pub(super) pid: u32,
+    uid: u32,
     pub(super) id: SpaceId,
     pub(super) space: Arc<Space>,
     pub(super) link: Arc<ClientLink>,
@@ -126,6 +128,7 @@ impl Server {
             refused: AtomicU64::new(0),
             doors: Arc::default(),
             telling: Telling::new(),
+            clients_per_user: builder.clients_per_user,
             stop: AtomicBool::new(false),
         });
         let has_heirs = heritage.is_some();
@@ -363,11 +366,24 @@ impl Inner {
     /// Lets somebody in to be taken on, unless so many of its user are. Nothing is kept of who may do worse.
     fn door_for(&self, connection: &Connection) -> Result<Option<Door>, ServerError> {
         let peer = Peer::of(connection).map_err(LinkError::from)?;
+        if is_last(connection.as_fd()) {
+            return Err(ServerError::Descriptors { pid: peer.pid() });
+        }
         if [0, rustix::process::geteuid().as_raw()].contains(&peer.uid()) {
             return Ok(None);
         }
         let door = self.doors.enter(peer.uid(), Instant::now());
         door.map(Some).ok_or(ServerError::Crowd { pid: peer.pid(), uid: peer.uid() })
+    }
+
+    /// Whether one more process of a user may be a client.
+    fn has_room(&self, clients: &HashMap<SpaceId, Arc<ClientEntry>>, peer: &Peer) -> Result<(), ServerError> {
+        let (pid, uid, most) = (peer.pid(), peer.uid(), self.clients_per_user);
+        let is_held = ![0, rustix::process::geteuid().as_raw()].contains(&uid);
+        if is_held && clients.values().filter(|client| client.uid == uid).count() >= most {
+            return Err(ServerError::ManyClients { pid, uid, most });
+        }
+        Ok(())
     }
 
     /// Somebody was not taken on.
@@ -377,6 +393,9 @@ impl Inner {
     }
 
     fn admit(self: &Arc<Self>, connection: Connection) -> Result<u32, ServerError> {
+        // Before anything is agreed on.
+        let peer = Peer::of(&connection).map_err(LinkError::from)?;
+        self.has_room(&self.clients.lock(), &peer)?;
         match self.admission.admit(connection)? {
             Admitted::Client(newcomer) => self.take_on(newcomer),
             Admitted::Child(child) => {
@@ -393,6 +412,11 @@ impl Inner {
         let Newcomer { link, peer, memory, sentinel, program } = newcomer;
         // Held over the adoption, so that whoever is told of the exit finds the entry.
         let mut clients = self.clients.lock();
+        self.has_room(&clients, &peer).inspect_err(|_| {
+            if let Some(ledger) = memory.ledger() {
+                ledger.leave();
+            }
+        })?;
         let (id, space) = self
             .engine()
             .adopt(memory)
@@ -429,6 +453,7 @@ impl Inner {
             let ranges = notes::Ranges { ours: program.ours.clone(), ..notes::Ranges::default() };
             space.inherit_slots(staging);
             notes::write(ledger, &note(&told, &peer, Some(ranges)));
+            ledger.roster().told_more(ledger);
         } else {
             space.inherit_slots(staging);
         }
@@ -441,6 +466,7 @@ impl Inner {
         }
         let survey = Some(Survey::new(program.ours));
         let mut clients = self.clients.lock();
+        self.has_room(&clients, &peer)?;
         let entry = self.start_steward(id, Arc::clone(&space), link, peer, survey, Start::New)?;
         tracing::debug!(pid = entry.pid, "forked client taken on");
         clients.insert(id, entry);
@@ -459,7 +485,14 @@ impl Inner {
         survey: Option<Survey>,
         start: Start,
     ) -> Result<Arc<ClientEntry>, ServerError> {
-        let entry = Arc::new(ClientEntry { pid: peer.pid(), id, space, link, steward: Mutex::new(None) });
+        let entry = Arc::new(ClientEntry {
+            pid: peer.pid(),
+            uid: peer.uid(),
+            id,
+            space,
+            link,
+            steward: Mutex::new(None),
+        });
         let steward = Steward::start(Arc::downgrade(self), Arc::clone(&entry), peer, survey, start)
             .map_err(|source| ServerError::Start { doing: "starting a steward", source })?;
         *entry.steward.lock() = Some(steward);
@@ -470,6 +503,9 @@ impl Inner {
     fn serve_on(self: &Arc<Self>, heritage: Heritage, found: Objects) {
         let begun = Instant::now();
         let (epoch, roster) = (heritage.epoch(), Arc::clone(heritage.roster()));
+        heritage.begin_deposit().unwrap_or_else(|source| {
+            end_at_once(&ServerError::Start { doing: "having what is left kept", source })
+        });
         let waiting = heritage.clients();
         let memories: Vec<_> = waiting.iter().map(Waiting::memory).collect();
         let mut clients = self.clients.lock();
@@ -589,6 +625,12 @@ impl ClientEntry {
         let steward = self.steward.lock().take();
         drop(steward);
     }
+}
+
+/// Whether a descriptor that was just made is of the last eighth that this process may have: the kernel gives the lowest that is free, so all below are in use.
+fn is_last(made: BorrowedFd<'_>) -> bool {
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    u64::try_from(made.as_raw_fd()).unwrap_or(0) >= most - most / 8
 }
 
 /// Tells the server what the engine sees.

@@ -58,7 +58,7 @@ impl Survey {
         for span in stale {
             // A mapping that went unnoticed had nothing out. One that may not be moved any more comes back first.
             match space.let_go(span) {
-                Ok(()) | Err(MemoryError::Refused { .. }) => {}
+                Ok(()) | Err(MemoryError::Refused { .. } | MemoryError::Mappings { .. }) => {}
                 Err(gone @ MemoryError::Gone) => return Err(gone.into()),
             }
         }

@@ -16,7 +16,7 @@ fn evict(daemon: &Daemon, pid: u32) {
 }
 
 /// Both at once: a worker whose keeper dies would bring everything back, a keeper whose worker dies make another.
-fn kill_both(daemon: &mut Daemon) {
+pub(crate) fn kill_both(daemon: &mut Daemon) {
     let worker = daemon.status().worker_pid;
     assert_ne!(worker, daemon.keeper.id());
     signal(daemon.keeper.id(), "STOP");
@@ -151,4 +151,49 @@ fn when_no_worker_can_serve_who_waits_is_ended() {
     assert_eq!(log.matches("this worker can't serve").count(), 5, "{log}");
     assert!(!log.contains("is lost"), "{log}");
     assert!(log.contains("a program is ended: its memory can't be brought back"), "{log}");
+}
+
+/// Its userfaultfd was the daemon's alone. It waits as others do, then the memory that is out is a bus error; what is in memory it has.
+#[test]
+fn a_forked_child_that_nobody_speaks_for_never_reads_zeros() {
+    let test = "a_forked_child_that_nobody_speaks_for_never_reads_zeros";
+    if !can_serve(test) {
+        return;
+    }
+    for waits_already in [false, true] {
+        let place = Place::new();
+        let mut daemon = Daemon::start(&place, &["--patience", "1"]);
+        let worker = daemon.status().worker_pid;
+        let go = place.path("go");
+        let mut command = patient::command(&place.at("s"), "extended");
+        let mut client =
+            Talk::start(command.env("USERSWAP_TEST_PATIENCE", "600").env("USERSWAP_TEST_GO", &go));
+        client.expect_line_of_tests("ready");
+        evict(&daemon, client.pid());
+        client.ask("fork");
+        let parent = client.pid();
+        let children = || {
+            std::fs::read_dir(format!("/proc/{parent}/task")).unwrap().flatten().find_map(|task| {
+                std::fs::read_to_string(task.path().join("children"))
+                    .ok()?
+                    .split_whitespace()
+                    .next()?
+                    .parse()
+                    .ok()
+            })
+        };
+        let child: u32 = until("there is a child", children);
+        if waits_already {
+            signal(worker, "STOP");
+            std::fs::write(&go, "").unwrap();
+            until("it waits", || waits(child).then_some(()));
+        }
+        // One of them alone would be followed by another, or bring everything back.
+        signal(daemon.keeper.id(), "STOP");
+        signal(worker, "KILL");
+        daemon.keeper.kill().unwrap();
+        daemon.keeper.wait().unwrap();
+        std::fs::write(&go, "").unwrap();
+        assert_eq!(client.says("child"), Some("signal: 7 (SIGBUS)".to_owned()));
+    }
 }

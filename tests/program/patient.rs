@@ -30,7 +30,7 @@ fn program() {
     let mapping = Mapping::new(((PAGES + FIXED) * page_size()) as u64, Protection::READ_WRITE).unwrap();
     let patience: Option<u64> =
         std::env::var("USERSWAP_TEST_PATIENCE").ok().map(|seconds| seconds.parse().unwrap());
-    // Of a child that is forked just then nobody may have the userfaultfd when keeper and worker both die.
+    // A child that is forked just then ends by SIGBUS when keeper and worker both die.
     let forks = patience.is_none();
     let patience = Duration::from_secs(patience.unwrap_or(60));
     let client = Client::builder(socket).contract(contract).patience(Some(patience)).connect().unwrap();
@@ -45,27 +45,64 @@ fn program() {
     };
     (0..PAGES + FIXED).for_each(|page| fill(words, page, 0));
     let over = AtomicBool::new(false);
-    let steps: Vec<AtomicU64> = (0..=THREADS).map(|_| AtomicU64::new(0)).collect();
+    let steps: Vec<AtomicU64> = (0..THREADS + usize::from(forks)).map(|_| AtomicU64::new(0)).collect();
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
             let (over, steps) = (&over, &steps[thread]);
             scope.spawn(move || change(words, thread, over, steps));
         }
-        let (forking, forked) = (&over, &steps[THREADS]);
-        scope.spawn(move || {
-            while forks && !forking.load(Ordering::Relaxed) {
-                fork(words);
-                forked.fetch_add(1, Ordering::Relaxed);
-            }
-        });
+        if let Some(forked) = steps.get(THREADS) {
+            let forking = &over;
+            scope.spawn(move || {
+                while !forking.load(Ordering::Relaxed) {
+                    fork(words);
+                    forked.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
         println!("\nready");
+        let (mut children, mut crowd) = (Vec::new(), Vec::new());
         for line in std::io::stdin().lock().lines() {
+            let line = line.unwrap();
+            match line.as_str() {
+                // Then nobody may be there to serve what the others wait for.
+                "fork" => {
+                    children.push(fork_to_wait_for(words, &std::env::var("USERSWAP_TEST_GO").unwrap()));
+                    println!("forked");
+                    continue;
+                }
+                "child" => {
+                    let mut ends: Vec<String> =
+                        children.drain(..).map(|child| end_of(child).to_string()).collect();
+                    ends.dedup();
+                    println!("{}", ends.join(", "));
+                    continue;
+                }
+                // The first of the pages that stay, and what its first word is.
+                "where" => {
+                    let page = page_of(words, PAGES);
+                    println!("{} {}", page.as_ptr().expose_provenance(), pattern(PAGES, 0, 0));
+                    continue;
+                }
+                // Nearly as many mappings as there may be.
+                "crowd" => {
+                    crowd.push(crowded());
+                    println!("crowded");
+                    continue;
+                }
+                "uncrowd" => {
+                    crowd.clear();
+                    println!("uncrowded");
+                    continue;
+                }
+                _ => {}
+            }
             let before: Vec<u64> = steps.iter().map(|steps| steps.load(Ordering::Relaxed)).collect();
             // Two: the first may have been done before.
             while steps.iter().zip(&before).any(|(now, then)| now.load(Ordering::Relaxed) < then + 2) {
                 std::thread::yield_now();
             }
-            match line.unwrap().as_str() {
+            match line.as_str() {
                 "step" => println!("steped"),
                 _ => {
                     (PAGES..PAGES + FIXED).for_each(|page| assert_eq!(wrong(words, page, 0), None));
@@ -126,6 +163,49 @@ fn fork(words: &[AtomicU64]) {
         eprintln!("a child found wrong bytes, or ended with {status:#x}");
         std::process::exit(8);
     }
+}
+
+/// Mappings, up to a few below what a daemon leaves to a program.
+fn crowded() -> Mapping {
+    let number = |text: std::io::Result<String>| text.unwrap().trim().parse::<usize>().unwrap();
+    let most = number(std::fs::read_to_string("/proc/sys/vm/max_map_count"));
+    let have = std::fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+    let more = (most - most / 16).saturating_sub(have + 8);
+    let pages = more + 2;
+    let mapping = Mapping::new((pages * page_size()) as u64, Protection::READ_WRITE).unwrap();
+    for page in (1..pages).step_by(2) {
+        let at = usize::try_from(mapping.span().start()).unwrap() + page * page_size();
+        // SAFETY: needed because no safe call changes what a mapping may be used for. It is this function's own, and nobody looks at it.
+        let done = unsafe {
+            libc::mprotect(std::ptr::with_exposed_provenance_mut(at), page_size(), libc::PROT_READ)
+        };
+        assert_eq!(done, 0);
+    }
+    mapping
+}
+
+/// A child that looks at the pages that stay once there is a file of this name.
+fn fork_to_wait_for(words: &[AtomicU64], file: &str) -> libc::pid_t {
+    let file = std::ffi::CString::new(file).unwrap();
+    // SAFETY: as in `fork`.
+    unsafe {
+        let child = libc::fork();
+        if child == 0 {
+            while libc::access(file.as_ptr(), libc::F_OK) != 0 {
+                libc::usleep(10_000);
+            }
+            let bad = (PAGES..PAGES + FIXED).any(|page| wrong(words, page, 0).is_some());
+            libc::_exit(i32::from(bad));
+        }
+        child
+    }
+}
+
+fn end_of(child: libc::pid_t) -> std::process::ExitStatus {
+    let mut status = 0;
+    // SAFETY: needed because no safe call waits for a child that was forked. The kernel writes one number.
+    unsafe { libc::waitpid(child, &mut status, 0) };
+    std::os::unix::process::ExitStatusExt::from_raw(status)
 }
 
 fn pattern(page: usize, version: u64, word: usize) -> u64 {

@@ -76,6 +76,43 @@ fn a_client_whose_user_is_not_allowed_is_told() {
     client.wait();
 }
 
+#[test]
+fn a_user_has_so_many_clients_and_no_more() {
+    let name = "a_user_has_so_many_clients_and_no_more";
+    let _watch = Watchdog::new(name);
+    if !is_root(name) {
+        return;
+    }
+    let daemon = Daemon::start(Contract::Extended, |builder| builder.allow_uid(NOBODY).clients_per_user(2));
+    let start = || daemon.start_client("unprivileged-client");
+    let mut clients = [start(), start()];
+    for client in &mut clients {
+        client.expect("ready");
+        let pid = client.pid();
+        until("the client is taken on", || daemon.server.pids().contains(&pid));
+    }
+    let mut one_more = start();
+    assert!(one_more.hear().starts_with("refused: the swap daemon closed the connection"));
+    one_more.wait();
+    until("it was turned away", || daemon.server.refused() == 1);
+    // Others are taken on, and it is when there is room again.
+    let mut other = daemon.client();
+    let [mut first, mut second] = clients;
+    first.say("end");
+    first.wait();
+    until("it is gone", || {
+        daemon.server.engine().sweep();
+        daemon.server.pids().len() == 2
+    });
+    let mut again = start();
+    again.expect("ready");
+    for client in [&mut second, &mut other, &mut again] {
+        client.say("end");
+        client.wait();
+    }
+    daemon.nothing_left();
+}
+
 /// Whoever touches what is out when nobody can bring it back waits: the client's own descriptor sees to it.
 #[test]
 fn when_the_daemon_is_killed_threads_wait_and_never_read_zeros() {

@@ -300,6 +300,8 @@ impl EvictWork {
                     continue;
                 }
                 Some(Stop::Busy) => answer = Answer::Busy,
+                // The process has no room for more of it to move.
+                Some(Stop::NoMemory) => continue,
                 // Nothing more can move.
                 Some(Stop::Gone) => return Err(MemoryError::Gone.into()),
                 // More than one mapping, or none.

@@ -5,7 +5,7 @@ use super::map::{Map, Words};
 use parking_lot::Mutex;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 /// The list of all ledgers, made by the process that keeps what workers leave, before the first of them.
@@ -17,6 +17,24 @@ pub struct Roster {
     choosing: Mutex<()>,
     /// Where stores' keys are.
     keys: OnceLock<Arc<Map>>,
+    /// Who keeps descriptors even when this file table is gone.
+    depot: OnceLock<Arc<dyn Depot>>,
+    /// For a child whose fork has been read when there is no descriptor left. In nobody's list.
+    spare: Mutex<Option<Arc<Ledger>>>,
+    is_scarce: AtomicBool,
+    is_want_told: AtomicBool,
+}
+
+/// So many descriptors' numbers below the highest that a process may have they are scarce: more than are read of at once take.
+const SCARCE: u64 = 1024;
+
+/// Keeps a ledger, and the descriptors that it names, for somebody who doesn't share this process's file table.
+pub trait Depot: Send + Sync {
+    /// A ledger was listed, or names more than it did.
+    fn entered(&self, ledger: &Ledger);
+
+    /// It is about to be taken off the list, after which what it names is closed. Called again for one that has left, it does nothing.
+    fn leaving(&self, ledger: &Ledger);
 }
 
 const HEAD_WORDS: usize = 64;
@@ -40,6 +58,9 @@ enum Head {
     /// One more than the limit that an operator has set since the start.
     Limit,
     Epoch,
+    /// The worker's process, and when it began, in the kernel's ticks.
+    Worker,
+    WorkerBegan,
 }
 
 impl Roster {
@@ -49,8 +70,7 @@ impl Roster {
     /// When the system has no memory or descriptors left.
     pub fn create() -> io::Result<Arc<Self>> {
         let map = Map::create("userswap-roster", LEN)?;
-        let (head, entries) = (map.words(0, HEAD_WORDS), map.words(HEAD_WORDS * 8, MOST));
-        Ok(Arc::new(Self { map, head, entries, choosing: Mutex::new(()), keys: OnceLock::new() }))
+        Ok(Self::over(map))
     }
 
     /// The list that another program of the same [layout](super::LAYOUT) has left.
@@ -59,8 +79,21 @@ impl Roster {
     /// When it isn't one.
     pub fn adopt(memory: OwnedFd) -> io::Result<Arc<Self>> {
         let map = Map::adopt(memory, LEN)?;
-        let (head, entries) = (map.words(0, HEAD_WORDS), map.words(HEAD_WORDS * 8, MOST));
-        Ok(Arc::new(Self { map, head, entries, choosing: Mutex::new(()), keys: OnceLock::new() }))
+        Ok(Self::over(map))
+    }
+
+    fn over(map: Arc<Map>) -> Arc<Self> {
+        Arc::new(Self {
+            head: map.words(0, HEAD_WORDS),
+            entries: map.words(HEAD_WORDS * 8, MOST),
+            map,
+            choosing: Mutex::new(()),
+            keys: OnceLock::new(),
+            depot: OnceLock::new(),
+            spare: Mutex::new(None),
+            is_scarce: AtomicBool::new(false),
+            is_want_told: AtomicBool::new(false),
+        })
     }
 
     fn get(&self, word: Head) -> u64 {
@@ -95,10 +128,16 @@ impl Roster {
             Some(entry) => entry.store(number, Ordering::Release),
             None => tracing::error!("more address spaces than can be listed: one won't survive this process"),
         }
+        if let Some(depot) = self.depot.get() {
+            depot.entered(ledger);
+        }
     }
 
     /// Takes a ledger off the list: there is nothing to take up any more. Before any of its descriptors is closed.
     pub(crate) fn leave(&self, ledger: &Ledger) {
+        if let Some(depot) = self.depot.get() {
+            depot.leaving(ledger);
+        }
         self.strike(ledger.as_fd().as_raw_fd());
     }
 
@@ -174,6 +213,66 @@ impl Roster {
         self.keys.get().map(|keys| keys.as_fd())
     }
 
+    /// A ledger for a child whose fork was read: the spare one if there is no other.
+    pub(crate) fn new_ledger(self: &Arc<Self>) -> io::Result<Arc<Ledger>> {
+        match Ledger::create(self) {
+            Ok(ledger) => Ok(ledger),
+            Err(error) => {
+                self.is_scarce.store(true, Ordering::Relaxed);
+                self.spare.lock().take().ok_or(error)
+            }
+        }
+    }
+
+    /// Whether few descriptors are left, so that each fork is read by itself.
+    pub(crate) fn is_scarce(&self) -> bool {
+        self.is_scarce.load(Ordering::Relaxed)
+    }
+
+    /// Has a ledger for a child ready, if there is a descriptor for it.
+    pub(crate) fn have_spare(self: &Arc<Self>) {
+        let mut spare = self.spare.lock();
+        if spare.is_none() {
+            *spare = Ledger::create(self).ok();
+        }
+    }
+
+    /// A ledger was made: its number tells how many descriptors are left.
+    pub(super) fn made(&self, ledger: &Ledger) {
+        let is_scarce = is_high(ledger.as_fd().as_raw_fd());
+        self.is_scarce.store(is_scarce, Ordering::Relaxed);
+        self.is_want_told.fetch_and(is_scarce, Ordering::Relaxed);
+    }
+
+    /// Whether it hasn't been told yet that there are no descriptors. It is told again after there were enough.
+    pub(crate) fn may_tell_of_want(&self) -> bool {
+        !self.is_want_told.swap(true, Ordering::Relaxed)
+    }
+
+    /// From now on `depot` is told of ledgers. The first one stays.
+    pub fn set_depot(&self, depot: Arc<dyn Depot>) {
+        let _ = self.depot.set(depot);
+    }
+
+    /// Tells who keeps descriptors that a ledger names more than it did.
+    pub fn told_more(&self, ledger: &Ledger) {
+        if let Some(depot) = self.depot.get() {
+            depot.entered(ledger);
+        }
+    }
+
+    /// Writes down which process is the worker, and when it began: a number alone is another's one day.
+    pub fn note_worker(&self, pid: u32, began: u64) {
+        self.set(Head::WorkerBegan, began);
+        self.set(Head::Worker, pid.into());
+    }
+
+    /// The last worker's process, and when it began.
+    pub fn worker(&self) -> Option<(u32, u64)> {
+        let pid = u32::try_from(self.get(Head::Worker)).ok().filter(|pid| *pid != 0)?;
+        Some((pid, self.get(Head::WorkerBegan)))
+    }
+
     /// Writes down whether clients are being served now.
     pub fn set_serving(&self, serving: bool) {
         self.set(Head::Serving, serving.into());
@@ -203,6 +302,12 @@ impl Roster {
     pub fn limit(&self) -> Option<u64> {
         self.get(Head::Limit).checked_sub(1)
     }
+}
+
+/// Whether a descriptor that was just made has a number near the highest: then all below are in use.
+fn is_high(number: RawFd) -> bool {
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    u64::try_from(number).unwrap_or(0) >= most.saturating_sub(SCARCE.min(most / 2))
 }
 
 impl AsFd for Roster {

@@ -17,7 +17,8 @@ impl Space {
     /// `batch` to be served, and forked children are returned to be taken into care.
     ///
     /// Doesn't wait longer than `patience` for the gate: a move order may hold it for as long as its process is
-    /// stopped, and other address spaces need this thread. `None` then; [`has_unread`](Self::has_unread) says so to the mover.
+    /// stopped, and other address spaces need this thread. `None` then, and [`has_unread`](Self::has_unread) says so to the mover; or where a fork can't be read for want
+    /// of a descriptor: then it and everything behind it waits until it is tried again.
     ///
     /// # Errors
     /// [`MemoryError::Gone`] when nothing will ever be read again.
@@ -41,6 +42,11 @@ impl Space {
             self.write_down(&directory, 0);
         }
         self.memory.read(batch)?;
+        if batch.later {
+            drop(directory);
+            self.release(&mut lost);
+            return Ok(None);
+        }
         self.brake.hold(&mut batch.faults);
         let mut children = Vec::new();
         if !batch.events.is_empty() {

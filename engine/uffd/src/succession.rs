@@ -140,3 +140,70 @@ pub unsafe fn take_over(number: RawFd) -> Option<OwnedFd> {
     // SAFETY: it is open and nobody else's, by the caller's promise.
     is_open(number).then(|| unsafe { OwnedFd::from_raw_fd(number) })
 }
+
+/// Puts descriptors under other numbers, all at once: each pair is the number it has, and the one it is to have.
+///
+/// # Errors
+/// When a number is in use, twice in the list, or higher than this process may have. Nothing is lost then, but numbers may be other ones.
+///
+/// # Safety
+/// No value of this process owns any of them.
+pub unsafe fn renumber(pairs: &[(RawFd, RawFd)]) -> Result<(), Error> {
+    let failed = |e: io::Error| Error::system("putting a descriptor under its number", e);
+    let above = pairs.iter().map(|(from, to)| *from.max(to)).max().unwrap_or(0) + 1;
+    let mut aside = Vec::with_capacity(pairs.len());
+    for (from, to) in pairs {
+        // SAFETY: makes a new number for what is open; the old one is nobody's, by the caller's promise.
+        let number = unsafe { libc::fcntl(*from, libc::F_DUPFD_CLOEXEC, above) };
+        if number == -1 {
+            return Err(failed(io::Error::last_os_error()));
+        }
+        aside.push((number, *to));
+    }
+    for (from, _) in pairs {
+        // SAFETY: as above.
+        unsafe { libc::close(*from) };
+    }
+    for (number, to) in aside {
+        if is_open(to) {
+            return Err(failed(io::Error::from(io::ErrorKind::AlreadyExists)));
+        }
+        // SAFETY: the target isn't open, so nothing is closed by it; the number aside is this function's own.
+        let put = unsafe { libc::dup3(number, to, libc::O_CLOEXEC) };
+        if put == -1 {
+            return Err(failed(io::Error::last_os_error()));
+        }
+        // SAFETY: as above.
+        unsafe { libc::close(number) };
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::{AsRawFd, IntoRawFd};
+
+    #[test]
+    fn descriptors_change_places() {
+        let file = |name: &str| std::fs::File::open(name).unwrap();
+        // Numbers that no other test comes upon.
+        let high = |file: std::fs::File, number: RawFd| {
+            // SAFETY: a number far above those in use.
+            let moved = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, number) };
+            assert_eq!(moved, number);
+        };
+        high(file("/dev/null"), 700);
+        high(file("/dev/zero"), 701);
+        // SAFETY: nobody owns these.
+        unsafe { renumber(&[(700, 701), (701, 705)]) }.unwrap();
+        let name = |number: RawFd| std::fs::read_link(format!("/proc/self/fd/{number}")).unwrap();
+        assert_eq!((name(701), name(705), is_open(700)), ("/dev/null".into(), "/dev/zero".into(), false));
+        // SAFETY: as above.
+        unsafe { renumber(&[(705, 701)]) }.unwrap_err();
+        // SAFETY: as above; taken once.
+        let left = unsafe { take_over(701) }.unwrap().into_raw_fd();
+        // SAFETY: as above.
+        drop(unsafe { OwnedFd::from_raw_fd(left) });
+    }
+}

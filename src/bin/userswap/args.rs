@@ -251,6 +251,9 @@ pub(crate) struct Daemon {
     /// Serve programs of this user too, beside root's and the daemon's own; can be given several times.
     #[arg(long, value_name = "UID")]
     pub(crate) allow: Vec<u32>,
+    /// How many processes of a user that is allowed may be served at the same time [default: 1024].
+    #[arg(long, value_name = "COUNT")]
+    pub(crate) clients_per_user: Option<usize>,
     /// Take settings from this file; arguments come first.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
@@ -276,6 +279,7 @@ const DAEMON_CONFIG: &str = "The configuration is TOML, its keys those of the ar
   limit = \"4G\"
   client-limit = \"1G\"
   allow = [1000, 1001]
+  clients-per-user = 1024
   contract = \"extended\"
   patience = 60
   sandbox = true

@@ -22,6 +22,7 @@ struct File {
     client_limit: Option<Bytes>,
     #[serde(default)]
     allow: Vec<u32>,
+    clients_per_user: Option<usize>,
     patience: Option<u32>,
     sandbox: Option<bool>,
     contract: Option<Contract>,
@@ -40,6 +41,7 @@ pub(crate) struct Settings {
     pub(crate) limit: u64,
     pub(crate) client_limit: u64,
     pub(crate) allow: Vec<u32>,
+    pub(crate) clients_per_user: Option<usize>,
     pub(crate) patience: Duration,
     pub(crate) sandbox: bool,
     pub(crate) contract: Contract,
@@ -75,6 +77,7 @@ impl Settings {
             },
             limit: size(args.limit, file.limit),
             client_limit: size(args.client_limit, file.client_limit),
+            clients_per_user: args.clients_per_user.or(file.clients_per_user),
             allow: if args.allow.is_empty() { file.allow } else { args.allow.clone() },
             patience: Duration::from_secs(args.patience.or(file.patience).unwrap_or(PATIENCE).into()),
             sandbox: !args.no_sandbox && file.sandbox.unwrap_or(true),

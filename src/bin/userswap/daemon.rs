@@ -2,7 +2,7 @@
 
 use crate::args::{self, Daemon, Logs};
 use crate::config::Settings;
-use crate::failure::{Failure, chain};
+use crate::failure::{Failure, Status, chain};
 use crate::{logs, policy, run, sandbox};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::Resource;
@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use userswap::daemon::control::ControlSocket;
-use userswap::daemon::{self, Confinement, Heritage, Keeper, Options, Service};
+use userswap::daemon::{self, Confinement, Heritage, Keeper, Notifier, Options, Service};
 use userswap::run::Signals;
 use userswap::{Contract, Server};
 use userswap_ipc::Listener;
@@ -25,11 +25,15 @@ pub(crate) fn daemon(args: &Daemon, logs: Logs) -> Result<ExitCode, Failure> {
     logs::start(settings.log, settings.log_level);
     allow_descriptors();
     let spec = userswap_stores::spec::parse(&settings.store).map_err(|error| run::store_failure(&error))?;
-    let kept = if spec.can_outlive() { Some(keep(&settings, spec.has_keys())?) } else { None };
-    let inherited = match kept {
-        Some(daemon::Kept::Over(status)) => return Ok(ExitCode::from(status)),
-        Some(daemon::Kept::Worker { listener, control, heritage }) => Some((listener, control, heritage)),
-        None => None,
+    let (inherited, notifier) = if spec.can_outlive() {
+        match keep(&settings, spec.has_keys())? {
+            daemon::Kept::Over(status) => return Ok(ExitCode::from(status)),
+            daemon::Kept::Worker { listener, control, heritage, notifier } => {
+                (Some((listener, control, heritage)), notifier)
+            }
+        }
+    } else {
+        (None, alone()?)
     };
     let signals = Signals::take().map_err(|error| Failure::of("taking signals", &error))?;
     let roster = inherited.as_ref().map(|(_, _, heritage)| Arc::clone(heritage.roster()));
@@ -48,12 +52,28 @@ pub(crate) fn daemon(args: &Daemon, logs: Logs) -> Result<ExitCode, Failure> {
         filtered = confinement.system_calls_filtered,
         "serving"
     );
-    wait(&signals, &service);
+    if let Some(notifier) = &notifier {
+        notifier.ready();
+    }
+    wait(&signals, &service, notifier.as_deref());
     if let Some(roster) = roster {
         roster.set_ended();
     }
     tracing::info!("ended");
     Ok(ExitCode::SUCCESS)
+}
+
+/// The way to the service manager of a daemon of one process.
+fn alone() -> Result<Option<Arc<Notifier>>, Failure> {
+    if daemon::has_returned() {
+        return Err(Failure::new(
+            Status::Usage,
+            "a daemon that was killed left what this store can't take up: start it with the store that it had, and end it in good order",
+        ));
+    }
+    let notifier =
+        Notifier::of_environment().map_err(|error| Failure::of("finding the service manager", &error))?;
+    Ok(notifier.map(Arc::new))
 }
 
 /// As many as may be: a client takes five, and its forked children two each.
@@ -124,6 +144,9 @@ fn start(
     for uid in &settings.allow {
         builder = builder.allow_uid(*uid);
     }
+    if let Some(most) = settings.clients_per_user {
+        builder = builder.clients_per_user(most);
+    }
     let (mut limit, mut socket) = (settings.limit, None);
     if let Some((listener, control, heritage, found)) = inherited {
         limit = heritage.roster().limit().unwrap_or(limit);
@@ -144,7 +167,7 @@ fn start(
 }
 
 /// Returns when everything was brought back and everybody let go.
-fn wait(signals: &Signals, service: &Service) {
+fn wait(signals: &Signals, service: &Service, notifier: Option<&Notifier>) {
     loop {
         let mut fds = [
             PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
@@ -156,7 +179,15 @@ fn wait(signals: &Signals, service: &Service) {
         }
         while let Some(arrived) = signals.next() {
             if arrived.asks_to_end() {
+                if notifier.is_some_and(Notifier::is_left_to_the_next) {
+                    // Bringing everything back may take what the machine hasn't, and whoever killed the keeper.
+                    tracing::error!("the keeper has died: what is left is the next one's");
+                    std::process::exit(1);
+                }
                 tracing::info!("told to end: bringing everything back");
+                if let Some(notifier) = notifier {
+                    notifier.stopping();
+                }
                 // Ended in the middle, it would leave programs waiting for their memory for ever.
                 if let Err(error) = service.drain() {
                     tracing::error!(
