@@ -124,6 +124,9 @@ struct Troubles {
 /// How many pages a slot has unless said otherwise: 256 KiB, enough for a move to cost little a page.
 pub const SLOT_PAGES: u32 = 64;
 
+/// Ranges that are put into care in one hold of the gate.
+const AT_ONCE: usize = 1024;
+
 impl Space {
     /// Takes an address space into care. Nothing in it is touched until a range is [`manage`](Self::manage)d.
     pub fn new(
@@ -271,6 +274,13 @@ impl Space {
                 reason: "part of it is in care already".into(),
             });
         }
+        let region = self.enter(span, &mut directory);
+        self.write_down(&directory, 0);
+        Ok(region)
+    }
+
+    /// Puts a range that nobody has into the directory, which is to be written down.
+    fn enter(&self, span: Span, directory: &mut Directory) -> Arc<Region> {
         let id = RegionId(self.next_region.fetch_add(1, Ordering::Relaxed));
         let pages = pages_in(span.len());
         let piece = Piece { first: PageIndex(0), pages, addr: span.start() };
@@ -289,8 +299,7 @@ impl Space {
             // A region that is new has nothing to lose.
             region.lock().remove(first, pages_in(removed.len()), &mut Lost::default());
         }
-        self.write_down(&directory, 0);
-        Ok(region)
+        region
     }
 
     /// An empty page table, in the ledger if there is one.
@@ -312,25 +321,34 @@ impl Space {
         }
     }
 
-    /// Puts into care what of a range isn't yet, as regions of their own. Returns the bytes that are new.
+    /// Puts into care what of some ranges isn't yet, as regions of their own. Returns the bytes that are new.
     ///
     /// # Errors
-    /// As [`manage`](Self::manage).
-    pub fn manage_new(&self, span: Span) -> Result<u64, MemoryError> {
-        let mut from = span.start();
+    /// [`MemoryError::Gone`] if the address space is closed.
+    pub fn manage_new(&self, spans: &[Span]) -> Result<u64, MemoryError> {
         let mut taken = 0;
-        let held: Vec<(u64, u64)> = self
-            .shared()
-            .parts(span)
-            .iter()
-            .map(|part| (part.piece.addr, part.piece.addr + bytes_of(part.piece.pages)))
-            .collect();
-        for (start, end) in held.into_iter().chain([(span.end(), span.end())]) {
-            if let Ok(gap) = Span::between(from, start) {
-                self.manage(gap)?;
-                taken += gap.len();
+        // The directory is written down as a whole: once for many ranges, but nobody waits for all of them.
+        for some in spans.chunks(AT_ONCE) {
+            let mut directory = self.gate.write();
+            if directory.is_closed() {
+                return Err(MemoryError::Gone);
             }
-            from = end;
+            let before = taken;
+            for span in some {
+                let mut from = span.start();
+                let held: Vec<Span> = directory.parts(*span).iter().filter_map(Part::span).collect();
+                let ends = held.iter().map(|part| (part.start(), part.end()));
+                for (start, end) in ends.chain([(span.end(), span.end())]) {
+                    if let Ok(gap) = Span::between(from, start) {
+                        self.enter(gap, &mut directory);
+                        taken += gap.len();
+                    }
+                    from = end;
+                }
+            }
+            if taken > before {
+                self.write_down(&directory, 0);
+            }
         }
         Ok(taken)
     }

@@ -335,11 +335,8 @@ impl Work {
             };
         }
         let spans = self.client.link.superpages(None)?;
-        let all = spans.len() < MAX_REGIONS;
-        for span in spans {
-            self.client.space.manage_new(span)?;
-        }
-        Ok(all)
+        self.client.space.manage_new(&spans)?;
+        Ok(spans.len() < MAX_REGIONS)
     }
 
     fn evict(&mut self, pages: u64) -> Result<MovedOut, ServerError> {

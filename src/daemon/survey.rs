@@ -53,7 +53,10 @@ impl Survey {
         let stale: Vec<Span> = space
             .spans()
             .into_iter()
-            .filter(|span| !movable.iter().any(|vma| vma.contains_span(span)))
+            .filter(|span| {
+                let before = movable.partition_point(|vma| vma.start() <= span.start());
+                !movable[..before].last().is_some_and(|vma| vma.contains_span(span))
+            })
             .collect();
         for span in stale {
             // A mapping that went unnoticed had nothing out. One that may not be moved any more comes back first.
@@ -62,9 +65,7 @@ impl Survey {
                 Err(gone @ MemoryError::Gone) => return Err(gone.into()),
             }
         }
-        for span in movable {
-            space.manage_new(span)?;
-        }
+        space.manage_new(&movable)?;
         Ok(())
     }
 
@@ -83,7 +84,7 @@ impl Survey {
     }
 }
 
-/// The mappings that may be moved, as far as their flags, their neighbours and the program's threads say.
+/// The mappings that may be moved, in order, as far as their flags, their neighbours and the program's threads say.
 fn movable(vmas: &[Vma], excluded: &[Span], threads: &[u64]) -> Vec<Span> {
     let limits = MoveLimits {
         min_bytes: SMALLEST,

@@ -110,7 +110,7 @@ impl Program<'_> {
             unmap_span(away);
         }
         map_over(some.span());
-        self.space.manage_new(self.pages.span()).unwrap();
+        self.space.manage_new(&[self.pages.span()]).unwrap();
         drop(calm);
         self.clear(&some, page);
         self.check(page);
@@ -145,7 +145,7 @@ impl Program<'_> {
         give_notice(self.space, span);
         let moved = move_mapping(span, len, None);
         let now = moved.unwrap_or(span);
-        self.space.manage_new(now).unwrap();
+        self.space.manage_new(&[now]).unwrap();
         self.pages = pages_of(now);
         self.holds.resize(now.pages() as usize, 0);
         now.len() == len

@@ -159,7 +159,7 @@ fn grown_and_shrunk_a_mapping_keeps_what_it_has() {
     own.keep_mapped();
     let len = own.pages.span().len();
     let grown = move_mapping(own.pages.span(), 2 * len, None).unwrap();
-    own.space.manage_new(grown).unwrap();
+    own.space.manage_new(&[grown]).unwrap();
     let pages = pages_of(grown);
     pages.assert_all(|page| if page < PAGES { value(page) } else { 0 });
     pages.fill_all(value);
@@ -186,7 +186,7 @@ fn pages_moved_from_under_their_mapping_are_at_the_new_place_only() {
     moved.assert_all(value);
     own.pages.assert_all(|_| 0);
     own.pages.fill_all(|page| !page);
-    own.space.manage_new(own.pages.span()).unwrap();
+    own.space.manage_new(&[own.pages.span()]).unwrap();
     for _ in 0..2 {
         own.evict();
         assert_eq!(own.evict_span(target).stored, PAGES);

@@ -464,7 +464,7 @@ impl World {
             && let Some(span) = span_of(first, pages)
         {
             self.machine.lock().note(|| format!("{first}+{pages} of {} is taken into care", care.proc));
-            let _ = care.space.manage_new(span);
+            let _ = care.space.manage_new(&[span]);
         }
     }
 
