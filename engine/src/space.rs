@@ -5,8 +5,7 @@ pub(crate) mod recover;
 
 use crate::brake::Brake;
 use crate::core::{
-    Counts, Generation, Lost, Nearby, PageIndex, PageTable, Piece, RegionId, Shard, SlotId,
-    Transition,
+    Counts, Generation, Lost, Nearby, PageIndex, PageTable, Piece, RegionId, Shard, SlotId, Transition,
 };
 use crate::directory::{Directory, Part, Region, bytes_of, pages_in};
 use crate::histogram::Histogram;

@@ -66,7 +66,9 @@ impl Inflows {
                 u64::try_from(share).unwrap_or(u64::MAX)
             };
             let free = match came > 0.0 {
-                true => Duration::from_nanos(margin).mul_f64((self.lately(client) / came).min(1.0)).as_nanos(),
+                true => {
+                    Duration::from_nanos(margin).mul_f64((self.lately(client) / came).min(1.0)).as_nanos()
+                }
                 false => by_weight(margin).into(),
             };
             let free = u64::try_from(free).unwrap_or(u64::MAX);

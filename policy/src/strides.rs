@@ -6,7 +6,7 @@
 //!
 //! Whether a page that came along is used can't be seen, for touching it raises no fault. But whoever waits for the page where a stream was to go on
 //! has come past all that came along: that is the verdict (one that steps over some of it isn't told from one that doesn't), and until then it is open. What is open when a stream ends was in vain. So much is brought in
-//! along a stream as was used of what came before: more when all was, half when something else was wanted, and by the [account](Account) of what is wanted.
+//! along a stream as was used of what came before: twice as much when all was, half when something else was wanted; and while much is in vain little, by the [account](Account) that is kept of it.
 
 use crate::account::{Account, Verdicts};
 
@@ -110,7 +110,7 @@ impl Stream {
             self.ahead = 0;
             return none;
         };
-        let count = if all_used || self.ahead == 0 { (self.ahead * account.growth()).max(1) } else { self.ahead / 2 };
+        let count = if all_used || self.ahead == 0 { (self.ahead * 2).max(1) } else { self.ahead / 2 };
         // Nothing is brought in for a step that isn't the stream's.
         let count = if step == stride { count.min(most) } else { 0 };
         let end = i64::from(count).checked_mul(stride).and_then(|way| page.checked_add_signed(way));
@@ -164,7 +164,6 @@ mod tests {
                 continue;
             }
             came.asked += 1;
-            account.ask();
             let ahead = strides.asked(page, 32, &mut account);
             let before = came.along;
             for n in 1..=i64::from(ahead.count) {

@@ -300,7 +300,9 @@ impl Victims {
                 continue;
             }
             match block.trial {
-                Trial::None if !self.is_told && block.left == 0 && (cold.is_some() || self.tried < TRIALS) => {
+                Trial::None
+                    if !self.is_told && block.left == 0 && (cold.is_some() || self.tried < TRIALS) =>
+                {
                     match &mut cold {
                         Some(cold) => drop(cold.had.insert(name)),
                         None => self.tried += 1,

@@ -17,12 +17,15 @@ type Meanwhile = Box<dyn Fn(&Arc<Space>) + Send>;
 
 #[test]
 fn a_bring_in_ends_with_the_window_at_hand_when_it_is_called_off_or_held_back() {
-    let _watch =
-        Watchdog::new("a_bring_in_ends_with_the_window_at_hand_when_it_is_called_off_or_held_back");
+    let _watch = Watchdog::new("a_bring_in_ends_with_the_window_at_hand_when_it_is_called_off_or_held_back");
     let ends: [(&str, bool, Meanwhile); 3] = [
         ("nothing", false, Box::new(|_| {})),
         ("all of a range is moved out", true, Box::new(|space| space.call_off_ahead())),
-        ("memory comes faster than it goes", true, Box::new(|space| space.set_brake(Duration::from_millis(1)))),
+        (
+            "memory comes faster than it goes",
+            true,
+            Box::new(|space| space.set_brake(Duration::from_millis(1))),
+        ),
     ];
     for (what, is_over, meanwhile) in ends {
         let fetched = Arc::new(AtomicU64::new(0));

@@ -349,7 +349,8 @@ impl Shard {
             return;
         }
         let page = flight.page(0);
-        let Ahead { stride, count } = strides.asked(u64::from(self.id.0) << 32 | u64::from(page.0), most, self.around.account());
+        let Ahead { stride, count } =
+            strides.asked(u64::from(self.id.0) << 32 | u64::from(page.0), most, self.around.account());
         for n in 1..=i64::from(count) {
             let Some(page) = u32::try_from(i64::from(page.0) + n * stride).ok().map(PageIndex) else { break };
             if page.0 >= self.len() {

@@ -53,7 +53,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         took(3, begun);
     }
     for (name, mut times) in
-        ["asking and protecting", "asking", "a write, protected", "a write, not protected"].into_iter().zip(times)
+        ["asking and protecting", "asking", "a write, protected", "a write, not protected"]
+            .into_iter()
+            .zip(times)
     {
         times.sort_unstable();
         println!(

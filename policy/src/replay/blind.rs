@@ -99,7 +99,10 @@ impl Sampler for Sight {
         wanted: &dyn Fn(u64) -> bool,
         tell: &mut dyn FnMut(u64, u64),
     ) -> Result<(), Infallible> {
-        self.blocks.iter().filter(|(block, _)| wanted(**block)).for_each(|(block, pages)| tell(*block, *pages));
+        self.blocks
+            .iter()
+            .filter(|(block, _)| wanted(**block))
+            .for_each(|(block, pages)| tell(*block, *pages));
         Ok(())
     }
 
