@@ -15,6 +15,9 @@ const WINDOW: u32 = 8;
 /// What comes to pass while a window is being fetched.
 type Meanwhile = Box<dyn Fn(&Arc<Space>) + Send>;
 
+/// Whose window that is, and what then.
+type Watched = Mutex<Option<(Arc<Space>, Meanwhile)>>;
+
 #[test]
 fn a_bring_in_ends_with_the_window_at_hand_when_it_is_called_off_or_held_back() {
     let _watch = Watchdog::new("a_bring_in_ends_with_the_window_at_hand_when_it_is_called_off_or_held_back");
@@ -29,7 +32,7 @@ fn a_bring_in_ends_with_the_window_at_hand_when_it_is_called_off_or_held_back() 
     ];
     for (what, is_over, meanwhile) in ends {
         let fetched = Arc::new(AtomicU64::new(0));
-        let watched: Arc<Mutex<Option<(Arc<Space>, Meanwhile)>>> = Arc::default();
+        let watched: Arc<Watched> = Arc::default();
         let store = {
             let (fetched, watched) = (Arc::clone(&fetched), Arc::clone(&watched));
             ScriptedStore::new(move |_| {
