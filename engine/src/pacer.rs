@@ -19,6 +19,15 @@ pub struct Pacer {
     together: Vec<(Victim, Lot)>,
     /// When memory nobody told of is looked for again.
     look_at: Option<Instant>,
+    trials: Trials,
+}
+
+/// How many blocks may be tried.
+#[derive(Default)]
+struct Trials {
+    /// What may be spent on them, at the moment said.
+    left: Duration,
+    at: Option<Instant>,
 }
 
 /// Memory nobody told of is looked for no oftener by who isn't in need of it ...
@@ -26,6 +35,12 @@ const LOOK: Duration = Duration::from_millis(20);
 
 /// ... nor for more than this part of a CPU's time.
 const LOOKING: u32 = 100;
+
+/// What it costs to try a block, where it is used: a page is moved out, and comes back by a fault.
+const TRIAL: Duration = Duration::from_micros(25);
+
+/// Trials that can be had at once: of a gigabyte of memory that nobody tried.
+const TRIALS: u32 = 4096;
 
 /// Blocks that may be remembered in vain.
 const FORGOTTEN: usize = 1024;
@@ -70,6 +85,7 @@ impl Pacer {
         spare: bool,
     ) -> Result<MovedOut, EvictError> {
         let mut total = MovedOut::default();
+        self.victims.may_try(self.trials.allowed(Instant::now()));
         let told = self.hear(space);
         let all = !spare && pages >= self.victims.pages();
         let unsure = !told || all;
@@ -218,7 +234,9 @@ impl Pacer {
                 chosen += u64::from(victim.known);
             }
             let lots = self.together.iter().map(|(_, lot)| *lot);
-            space.probes().tried(self.victims.take_tried());
+            let tried = self.victims.take_tried();
+            self.trials.had(tried);
+            space.probes().tried(tried);
             let moved = space.move_out_lots(work, lots, keep).inspect_err(|_| {
                 for (victim, _) in &self.together {
                     self.victims.left(*victim, 0, victim.pages);
@@ -260,6 +278,21 @@ impl Pacer {
     }
 }
 
+impl Trials {
+    /// So many may be had now, as they cost a hundredth of a CPU in the long run.
+    fn allowed(&mut self, now: Instant) -> u64 {
+        let most = TRIAL * TRIALS;
+        let passed = self.at.replace(now).map_or(most, |at| now.saturating_duration_since(at) / LOOKING);
+        self.left = (self.left + passed).min(most);
+        u64::try_from(self.left.as_nanos() / TRIAL.as_nanos()).unwrap_or(0)
+    }
+
+    fn had(&mut self, tried: u64) {
+        let spent = TRIAL.saturating_mul(u32::try_from(tried).unwrap_or(u32::MAX));
+        self.left = self.left.saturating_sub(spent);
+    }
+}
+
 /// How long after a look that took so much of a CPU's time the next one is due.
 fn until_next_look(took: Duration) -> Duration {
     LOOK.max(took * LOOKING)
@@ -268,6 +301,22 @@ fn until_next_look(took: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn trying_takes_a_hundredth_of_a_cpu_at_most_in_the_long_run() {
+        let (mut trials, start) = (Trials::default(), Instant::now());
+        let at_once = trials.allowed(start);
+        assert_eq!(at_once, TRIALS.into());
+        let mut had = 0;
+        for ms in 0..20_000 {
+            let tried = trials.allowed(start + Duration::from_millis(ms)).min(100);
+            trials.had(tried);
+            had += tried;
+        }
+        assert!((had - at_once).abs_diff(20_000 * 10 / 25) < 5, "{had}");
+        // What wasn't had is there later, up to as much as at the start.
+        assert_eq!(trials.allowed(start + Duration::from_secs(1_000)), TRIALS.into());
+    }
 
     #[test]
     fn looking_takes_a_hundredth_of_a_cpu_at_most() {

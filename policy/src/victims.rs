@@ -32,6 +32,8 @@ pub struct Victims {
     tried: u32,
     /// Pages that were tried since somebody asked.
     trials: u64,
+    /// So many may be tried, if that is limited.
+    may_try: Option<u64>,
     /// What is used while it is in memory is told of: nothing has to be tried.
     is_told: bool,
     /// The last turn given.
@@ -172,6 +174,11 @@ impl Victims {
         done
     }
 
+    /// Until it is said anew no more than so many are tried for who is in need; what would be tried beyond that goes untried.
+    pub fn may_try(&mut self, pages: u64) {
+        self.may_try = Some(pages);
+    }
+
     /// Pages that were tried since the last time.
     pub fn take_tried(&mut self) -> u64 {
         std::mem::take(&mut self.trials)
@@ -301,11 +308,16 @@ impl Victims {
             }
             match block.trial {
                 Trial::None
-                    if !self.is_told && block.left == 0 && (cold.is_some() || self.tried < TRIALS) =>
+                    if !self.is_told
+                        && block.left == 0
+                        && (cold.is_some() || self.tried < TRIALS && self.may_try != Some(0)) =>
                 {
                     match &mut cold {
                         Some(cold) => drop(cold.had.insert(name)),
-                        None => self.tried += 1,
+                        None => {
+                            self.tried += 1;
+                            self.may_try = self.may_try.map(|pages| pages - 1);
+                        }
                     }
                     block.trial = Trial::Out;
                     self.trials += 1;

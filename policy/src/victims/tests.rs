@@ -134,6 +134,25 @@ fn a_block_of_which_the_tried_page_comes_back_is_passed_over() {
     }
 }
 
+#[test]
+fn no_more_is_tried_than_may_be() {
+    for may in [0, 1, 2, 5] {
+        let mut victims = Victims::new();
+        (0..8).for_each(|block| victims.found(block, PAGES));
+        victims.may_try(may);
+        while let Some(victim) = victims.choose() {
+            victims.left(victim, victim.pages.count_ones(), 0);
+        }
+        assert_eq!((victims.take_tried(), victims.pages()), (may, 0));
+    }
+    // Who isn't in need tries what it takes.
+    let mut victims = Victims::new();
+    victims.found(1, PAGES);
+    victims.may_try(0);
+    let mut cold = victims.cold();
+    assert_eq!(victims.choose_cold(&mut cold).map(|victim| victim.known), Some(1));
+}
+
 /// What a kernel would tell that notes accesses.
 struct Told {
     there: Vec<(u64, u64)>,
