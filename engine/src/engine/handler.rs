@@ -74,7 +74,8 @@ impl Shared {
         self.placement.begin(number);
         while !self.stop.load(Ordering::Acquire) {
             self.spin(&mut hands);
-            if self.placement.is_helper(number) && !hands.busy {
+            // Not with a fault laid aside: its address space has nobody else who would come back to it, and its thread nothing else to raise.
+            if self.placement.is_helper(number) && !hands.busy && hands.soon.is_empty() {
                 self.rest(&mut hands);
                 continue;
             }
@@ -158,7 +159,13 @@ impl Shared {
     /// Serves a fault that another handler left to this one. Whether there was any.
     fn take_post(self: &Arc<Self>, hands: &mut Hands) -> bool {
         let Some(post) = self.placement.steering.take(hands.number) else { return false };
+        let id = post.space;
         self.serve(post, hands, None);
+        // It may have been laid aside, and whoever left it here has gone on.
+        let has_parked = self.spaces.read().get(&id).is_some_and(|space| space.has_parked());
+        if has_parked && !hands.soon.contains(&id) {
+            hands.soon.push(id);
+        }
         true
     }
 
