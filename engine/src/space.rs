@@ -610,12 +610,6 @@ impl Space {
         self.release(&mut lost);
     }
 
-    /// Pages in memory of slots that are in use: those that stand there, and those of slots that nobody stands in any more and that aren't empty yet.
-    pub fn usage_of_slots(&self) -> u64 {
-        let standing = self.names.lock().standing();
-        standing + self.pool.drained() as u64 * u64::from(self.pool.slot_pages())
-    }
-
     /// What is where, in pages.
     pub fn usage(&self) -> Usage {
         let mut usage = Usage::default();

@@ -351,9 +351,7 @@ impl Shared {
     }
 }
 
-/// Bytes of an address space that were moved out so far, and are in its memory no more: what stands in slots is, and so are slots that aren't empty yet. Were it counted when it
-/// moves, as much would seem to come in at that moment.
+/// Bytes of an address space that were moved out so far.
 fn moved_out(space: &Space) -> u64 {
-    let in_slots = space.usage_of_slots();
-    (space.counts().get(Transition::Moved)).saturating_sub(in_slots) * page_bytes()
+    space.counts().get(Transition::Moved) * page_bytes()
 }
