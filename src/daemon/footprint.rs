@@ -78,7 +78,7 @@ impl Shares {
 /// What part of a process's memory is its own, by a walk between two cheap counts. The walk takes its time, and memory comes and goes meanwhile: what is between the two counts is all of it. Else who
 /// shares nothing would seem to gain and to lose much of its memory with every walk, and room would be made for what doesn't come.
 fn part_of(own: u64, before: u64, after: u64) -> f64 {
-    let least = before.min(after).max(1);
+    let least = before.min(after);
     if own >= least - least / 64 { 1.0 } else { own as f64 / least as f64 }
 }
 
