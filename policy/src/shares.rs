@@ -15,24 +15,26 @@ pub(crate) struct Inflows {
 struct Inflow {
     resident: u64,
     moved_out: u64,
-    /// Bytes; half of them forgotten every [`HALVED`].
+    /// Bytes a second: at once what it was found to be, and slowly forgotten, as the limiter sees what comes in of all. By the sum of what came, who brings in little all the time would
+    /// have to make the room for who brings in much at once now and then.
     lately: f64,
 }
 
-/// Half of what came in is forgotten in so long.
+/// What came in once is half forgotten in so long.
 const HALVED: Duration = Duration::from_millis(200);
 
 impl Inflows {
     /// Takes note of a sample.
     pub(crate) fn note(&mut self, clients: &[Footprint], at: Duration) {
-        let halvings = at.saturating_sub(self.at).as_secs_f64() / HALVED.as_secs_f64();
+        let passed = at.saturating_sub(self.at).as_secs_f64();
+        let halvings = passed / HALVED.as_secs_f64();
         let kept = 0.5_f64.powf(halvings);
         let now = |client: &Footprint| {
             let before = self.of.get(&client.pid);
             let lately = before.map_or(0.0, |before| {
                 let gained = (client.resident + client.moved_out.saturating_sub(before.moved_out))
                     .saturating_sub(before.resident);
-                before.lately * kept + gained as f64
+                (before.lately * kept).max(if passed > 0.0 { gained as f64 / passed } else { 0.0 })
             });
             (client.pid, Inflow { resident: client.resident, moved_out: client.moved_out, lately })
         };
@@ -40,19 +42,33 @@ impl Inflows {
         self.at = at;
     }
 
+    /// Whether less than half as much of it came in lately as would be its share by weight.
+    pub(crate) fn is_slow(&self, client: &Footprint, clients: &[Footprint]) -> bool {
+        let weight = |client: &Footprint| f64::from(client.claim.weight.max(1));
+        let (came, weights) = clients
+            .iter()
+            .fold((0.0, 0.0), |(came, weights), other| (came + self.lately(other), weights + weight(other)));
+        self.lately(client) * weights * 2.0 < came * weight(client)
+    }
+
+    fn lately(&self, client: &Footprint) -> f64 {
+        self.of.get(&client.pid).map_or(0.0, |inflow| inflow.lately)
+    }
+
     /// What is each one's own of `all` that they may have together: its share by weight, or its minimum if that is more. A `margin` is kept free for what comes in before
     /// anything can go, and comes off the shares of those whose memory comes in: else who needs little would make room for who takes all he can.
     pub(crate) fn own(&self, clients: &[Footprint], all: u64, margin: u64) -> Vec<u64> {
         let weights: u128 = clients.iter().map(|client| u128::from(client.claim.weight.max(1))).sum();
-        let lately = |client: &Footprint| self.of.get(&client.pid).map_or(0.0, |inflow| inflow.lately);
-        let came: f64 = clients.iter().map(lately).sum();
+        let came: f64 = clients.iter().map(|client| self.lately(client)).sum();
         let own = |client: &Footprint| {
             let by_weight = |bytes: u64| {
                 let share = u128::from(bytes) * u128::from(client.claim.weight.max(1)) / weights.max(1);
                 u64::try_from(share).unwrap_or(u64::MAX)
             };
             let free = match came > 0.0 {
-                true => Duration::from_nanos(margin).mul_f64((lately(client) / came).min(1.0)).as_nanos(),
+                true => {
+                    Duration::from_nanos(margin).mul_f64((self.lately(client) / came).min(1.0)).as_nanos()
+                }
                 false => by_weight(margin).into(),
             };
             let free = u64::try_from(free).unwrap_or(u64::MAX);

@@ -6,14 +6,15 @@
 //!
 //! Whether a page that came along is used can't be seen, for touching it raises no fault. But whoever waits for the page where a stream was to go on
 //! has come past all that came along: that is the verdict (one that steps over some of it isn't told from one that doesn't), and until then it is open. What is open when a stream ends was in vain. So much is brought in
-//! along a stream as was used of what came before: twice as much when all was, half when something else was wanted.
+//! along a stream as was used of what came before: twice as much when all was, half when something else was wanted; and while much is in vain little, by the [account](Account) that is kept of it.
+
+use crate::account::{Account, Verdicts};
 
 /// The streams of one address space.
 #[derive(Clone, Debug, Default)]
 pub struct Strides {
     /// The one that went on last first.
     streams: [Stream; STREAMS],
-    verdicts: Verdicts,
 }
 
 /// Pages to bring in beside the one that is waited for: `count` of them, the first a `stride` after it.
@@ -23,15 +24,6 @@ pub struct Ahead {
     pub stride: i64,
     /// How many; 0 for none.
     pub count: u32,
-}
-
-/// What became of pages that came along.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Verdicts {
-    /// Somebody came past them.
-    pub used: u32,
-    /// Their stream ended before.
-    pub unused: u32,
 }
 
 /// Streams told apart.
@@ -67,8 +59,9 @@ impl Strides {
         Self::default()
     }
 
-    /// A page is waited for. What else is worth bringing in, `most` pages at most; [`came`](Self::came) follows if anything is.
-    pub fn asked(&mut self, page: u64, most: u32) -> Ahead {
+    /// A page is waited for. What else is worth bringing in, `most` pages at most and as the account says, which is told what became of what came before; [`came`](Self::came) follows
+    /// if anything is.
+    pub fn asked(&mut self, page: u64, most: u32, account: &mut Account) -> Ahead {
         let distance = |stream: &Stream| stream.at.map_or(u64::MAX, |at| page.abs_diff(at));
         let nearest = || {
             let near = (0..STREAMS).min_by_key(|at| distance(&self.streams[*at]))?;
@@ -79,20 +72,15 @@ impl Strides {
         self.streams[..=at].rotate_right(1);
         let stream = &mut self.streams[0];
         if found.is_none() {
-            self.verdicts.unused += stream.open;
+            account.judge(Verdicts { used: 0, unused: stream.open });
             *stream = Stream::default();
         }
-        stream.go(page, most, &mut self.verdicts)
+        stream.go(page, most, account)
     }
 
     /// So many came along with the page asked for last.
     pub fn came(&mut self, pages: u32) {
         self.streams[0].open = pages;
-    }
-
-    /// The verdicts since the last time.
-    pub fn take_verdicts(&mut self) -> Verdicts {
-        std::mem::take(&mut self.verdicts)
     }
 }
 
@@ -104,10 +92,14 @@ impl Stream {
         way % self.stride == 0 && (1..=LEFT_OUT).contains(&(way / self.stride))
     }
 
-    fn go(&mut self, page: u64, most: u32, verdicts: &mut Verdicts) -> Ahead {
+    fn go(&mut self, page: u64, most: u32, account: &mut Account) -> Ahead {
         let all_used = self.goes_on_at(page);
         let open = std::mem::take(&mut self.open);
-        *(if all_used { &mut verdicts.used } else { &mut verdicts.unused }) += open;
+        account.judge(match all_used {
+            true => Verdicts { used: open, unused: 0 },
+            false => Verdicts { used: 0, unused: open },
+        });
+        let most = account.limit(most);
         let none = Ahead { stride: 1, count: 0 };
         let Some(at) = self.at.replace(page) else { return none };
         let step = if all_used { self.stride } else { page.wrapping_sub(at).cast_signed() };
@@ -162,6 +154,7 @@ mod tests {
     /// A thread touches pages; what is there stays.
     fn touch(pages: impl Iterator<Item = u64>) -> Came {
         let mut strides = Strides::new();
+        let mut account = Account::default();
         let (mut there, mut unused) = (HashSet::new(), HashSet::new());
         let mut came = Came { touched: 0, asked: 0, along: 0, used: 0 };
         for page in pages {
@@ -171,7 +164,7 @@ mod tests {
                 continue;
             }
             came.asked += 1;
-            let ahead = strides.asked(page, 32);
+            let ahead = strides.asked(page, 32, &mut account);
             let before = came.along;
             for n in 1..=i64::from(ahead.count) {
                 let other = page.checked_add_signed(n * ahead.stride).unwrap();
@@ -184,7 +177,7 @@ mod tests {
                 strides.came(u32::try_from(came.along - before).unwrap());
             }
         }
-        let Verdicts { used, unused } = strides.take_verdicts();
+        let Verdicts { used, unused } = account.take();
         let open: u32 = strides.streams.iter().map(|stream| stream.open).sum();
         assert_eq!((used + unused + open) as usize, came.along, "each has a verdict, or will have");
         // None is said to be used that isn't, but for a tenth that is stepped over. The last of each stream wasn't told of.
@@ -249,14 +242,14 @@ mod tests {
 
     #[test]
     fn the_ends_of_memory_are_no_trouble() {
-        let mut strides = Strides::new();
+        let (mut strides, mut account) = (Strides::new(), Account::default());
         (0..20).rev().for_each(|page| {
-            let ahead = strides.asked(page, 32);
+            let ahead = strides.asked(page, 32, &mut account);
             assert!(page.checked_add_signed(ahead.stride * i64::from(ahead.count)).is_some());
         });
         (u64::MAX - 20..=u64::MAX).for_each(|page| {
-            strides.asked(page, 32);
+            strides.asked(page, 32, &mut account);
         });
-        strides.asked(0, 32);
+        strides.asked(0, 32, &mut account);
     }
 }

@@ -198,6 +198,7 @@ impl Shared {
             }
             tracing::trace!(
                 resident,
+                of = ?clients.iter().map(|client| client.resident >> 10).collect::<Vec<_>>(),
                 over = verdict.over,
                 busy = orders.len(),
                 orders = ?verdict.orders,

@@ -7,6 +7,7 @@ mod child;
 mod client;
 mod clients;
 mod defects;
+mod early;
 mod examples;
 mod forks;
 mod fuzz;

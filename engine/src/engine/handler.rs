@@ -47,6 +47,9 @@ const SPIN_LONG: Duration = Duration::from_micros(500);
 /// How often a handler reads one address space's messages before it looks at the others': once, where those have faults.
 const ROUNDS: u32 = 64;
 
+/// Pages brought in at once for who had more of the time than others that wait: so many take about as long as a fault by itself, and 32 three times that.
+const SHORT: u32 = 8;
+
 /// How long a handler waits for a gate before it turns to other address spaces.
 const PATIENCE: Duration = Duration::from_micros(100);
 
@@ -71,7 +74,8 @@ impl Shared {
         self.placement.begin(number);
         while !self.stop.load(Ordering::Acquire) {
             self.spin(&mut hands);
-            if self.placement.is_helper(number) && !hands.busy {
+            // Not with a fault laid aside: its address space has nobody else who would come back to it, and its thread nothing else to raise.
+            if self.placement.is_helper(number) && !hands.busy && hands.soon.is_empty() {
                 self.rest(&mut hands);
                 continue;
             }
@@ -155,7 +159,13 @@ impl Shared {
     /// Serves a fault that another handler left to this one. Whether there was any.
     fn take_post(self: &Arc<Self>, hands: &mut Hands) -> bool {
         let Some(post) = self.placement.steering.take(hands.number) else { return false };
+        let id = post.space;
         self.serve(post, hands, None);
+        // It may have been laid aside, and whoever left it here has gone on.
+        let has_parked = self.spaces.read().get(&id).is_some_and(|space| space.has_parked());
+        if has_parked && !hands.soon.contains(&id) {
+            hands.soon.push(id);
+        }
         true
     }
 
@@ -175,7 +185,9 @@ impl Shared {
         hands.last = None;
         let Some(space) = self.spaces.read().get(&id).cloned() else { return false };
         let mut served = false;
-        hands.beside = space.take_turn(id, &self.turns);
+        let turn = space.take_turn(id, &self.turns);
+        hands.beside = turn.beside;
+        hands.work.at_most(if turn.short { SHORT } else { u32::MAX });
         let rounds = if hands.beside { 0 } else { ROUNDS };
         for round in 0.. {
             let shared = self.placement.is_shared();
