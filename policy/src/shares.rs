@@ -15,26 +15,25 @@ pub(crate) struct Inflows {
 struct Inflow {
     resident: u64,
     moved_out: u64,
-    /// Bytes a second: at once what it was found to be, and slowly forgotten, as the limiter sees what comes in of all. By the sum of what came, who brings in little all the time would
-    /// have to make the room for who brings in much at once now and then.
+    /// Bytes; half of them forgotten every [`HALVED`]. Not the highest rate between two looks: these may be two milliseconds apart, and what one count says of a move and the
+    /// other not yet would be the room for a second of it.
     lately: f64,
 }
 
-/// What came in once is half forgotten in so long.
+/// Half of what came in is forgotten in so long.
 const HALVED: Duration = Duration::from_millis(200);
 
 impl Inflows {
     /// Takes note of a sample.
     pub(crate) fn note(&mut self, clients: &[Footprint], at: Duration) {
-        let passed = at.saturating_sub(self.at).as_secs_f64();
-        let halvings = passed / HALVED.as_secs_f64();
+        let halvings = at.saturating_sub(self.at).as_secs_f64() / HALVED.as_secs_f64();
         let kept = 0.5_f64.powf(halvings);
         let now = |client: &Footprint| {
             let before = self.of.get(&client.pid);
             let lately = before.map_or(0.0, |before| {
                 let gained = (client.resident + client.moved_out.saturating_sub(before.moved_out))
                     .saturating_sub(before.resident);
-                (before.lately * kept).max(if passed > 0.0 { gained as f64 / passed } else { 0.0 })
+                before.lately * kept + gained as f64
             });
             (client.pid, Inflow { resident: client.resident, moved_out: client.moved_out, lately })
         };

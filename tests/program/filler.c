@@ -7,6 +7,8 @@
  *   abandon has a child end at once, without a look at anything
  *   quarter sees whether the pattern is in the first quarter
  *   churn   changes all of it, forth and back
+ *   scatter puts numbers into as many mappings as it may have, or 50,000 with others between them
+ *   gather  sees whether they are there
  * and answers with the word and "ed". Ends well at the end of its input, or with 1 where the pattern isn't. */
 #define _GNU_SOURCE
 #include <stdint.h>
@@ -50,6 +52,33 @@ static void flip(void) {
     for (size_t at = 0; at < count; at++) words[at] = ~words[at];
 }
 
+enum { APART = 128 << 10 };
+static char *scattered;
+static size_t mappings = 50000;
+
+static int scatter(void) {
+    FILE *most = fopen("/proc/sys/vm/max_map_count", "r");
+    size_t limit = 65530;
+    if (most && fscanf(most, "%zu", &limit) != 1) limit = 65530;
+    if (most) fclose(most);
+    /* Two for each, and room for others. */
+    if (mappings > limit / 16 * 7) mappings = limit / 16 * 7;
+    scattered = mmap(NULL, mappings * 2 * APART, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (scattered == MAP_FAILED) return 0;
+    for (size_t at = 0; at < mappings; at++) {
+        char *mapping = scattered + at * 2 * APART;
+        if (mprotect(mapping, APART, PROT_READ | PROT_WRITE)) return 0;
+        *(size_t *)mapping = at + 1;
+    }
+    return 1;
+}
+
+static int gather(void) {
+    for (size_t at = 0; at < mappings; at++)
+        if (*(size_t *)(scattered + at * 2 * APART) != at + 1) return 0;
+    return 1;
+}
+
 int main(int argc, char **argv) {
     count = (argc > 1 ? strtoul(argv[1], NULL, 10) : 1) * (1 << 20) / sizeof *words;
     words = malloc(count * sizeof *words);
@@ -81,6 +110,8 @@ int main(int argc, char **argv) {
             painted = mmap(NULL, PAINTED * 3, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
             if (painted == MAP_FAILED || mprotect(painted += PAINTED, PAINTED, PROT_READ | PROT_WRITE)) return 2;
             memset(painted, 'p', PAINT);
+        } else if (!strcmp(line, "scatter") || !strcmp(line, "gather")) {
+            if (*line == 's' ? !scatter() : !gather()) return 3;
         } else if (!strcmp(line, "outgrow")) {
             if (!enlarge()) return 3;
         } else if (!strcmp(line, "follow")) {

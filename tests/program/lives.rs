@@ -2,11 +2,11 @@
 
 use crate::daemon::Daemon;
 use crate::patient;
-use crate::support::{Place, Talk, can_serve, until};
+use crate::support::{Place, Talk, can_serve, until, with_filler};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use userswap::daemon::control::{Evicted, Operator, Request, Restored};
+use userswap::daemon::control::{Evicted, Operator, Request, Restored, Status};
 
 fn start(place: &Place) -> Talk {
     let mut command = patient::command(&place.at("s"), "extended");
@@ -200,6 +200,28 @@ fn a_program_whose_clocks_are_weeks_ahead_is_served() {
         client.ask("step");
         client.ask("check");
     }
+    assert!(client.end().success());
+    daemon.end();
+}
+
+/// Each look at them once took as long as they are many, squared.
+#[test]
+fn a_program_of_very_many_mappings_has_them_all_out_and_in() {
+    let test = "a_program_of_very_many_mappings_has_them_all_out_and_in";
+    let Some((place, filler)) = with_filler(test) else { return };
+    let mut daemon = Daemon::start(&place, &[]);
+    let served = place.at("s");
+    let mut client = Talk::start(&mut place.userswap(&["run", "-q", "--daemon", &served, "--", &filler]));
+    client.expect("ready");
+    client.ask("scatter");
+    let of_most = |status: &Status| {
+        status.clients.iter().max_by_key(|client| client.resident_bytes).map(|most| most.pid)
+    };
+    let pid = of_most(&daemon.status()).unwrap();
+    let evicted = evict(&daemon.control, pid);
+    // A page of each; fewer than that may be had where the machine lets programs have more.
+    assert!(evicted.moved_bytes >= 25_000 * 4096, "{evicted:?}");
+    client.ask("gather");
     assert!(client.end().success());
     daemon.end();
 }

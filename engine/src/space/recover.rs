@@ -57,10 +57,12 @@ impl Objects {
     }
 }
 
+type Pool = (Arc<SlotPool>, Option<Arc<dyn Memory>>);
+
 /// The slots that somebody stands in, whosever they are.
 struct Slots {
     /// Of whom, and how he is reached; not at all if he is gone.
-    pools: HashMap<u64, (Arc<SlotPool>, Option<Arc<dyn Memory>>)>,
+    pools: HashMap<u64, Pool>,
     slots: HashMap<(u64, u64), Arc<Slot>>,
     slot_pages: u32,
 }
@@ -313,7 +315,7 @@ fn find_space(
 /// a child's that was told of since would wait for them, perhaps in a range that isn't watched. Returns how many they are.
 fn never_ordered(named: &BTreeMap<u32, Named>) -> u32 {
     let ordered = named.values().filter(|named| named.ordered);
-    ordered.map(|Named { region, page, .. }| region.lock().not_moved(*page, 1)).count() as u32
+    ordered.map(|Named { region, page, .. }| region.lock().not_moved(*page, 1)).map(|()| 1).sum()
 }
 
 /// Finds out what became of orders to move pages into a slot. Returns how many of them don't stand there.

@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         println!("{standing}");
         if let Some(table) = &mut *table.borrow_mut() {
             let columns = table.stream_position().is_ok_and(|at| at == 0).then(|| standing.columns() + "\n");
-            if let Err(error) = write!(table, "{}{}\n", columns.unwrap_or_default(), standing.row()) {
+            if let Err(error) = writeln!(table, "{}{}", columns.unwrap_or_default(), standing.row()) {
                 eprintln!("soak: --csv: {error}");
             }
         }

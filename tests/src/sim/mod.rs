@@ -4,7 +4,7 @@
 //! [`program`] is what the simulated programs do with it; they know what every page must read as ([`page`]).
 //! [`memory`] is the engine's seam to it, [`store`] a store with bad manners, [`server`] and [`mover`] walk through the engine's
 //! own steps, and a [`world`] puts them together: whose step is next is all that chance decides, so a seed is a run. In some worlds who serves dies
-//! between any two things it does ([`death`]), and a [`successor`] goes on. A [`defect`] can be put between the engine and all that, to see whether seeds find it.
+//! between any two things it does (`death`), and a `successor` goes on. A [`defect`] can be put between the engine and all that, to see whether seeds find it.
 
 pub mod calls;
 mod death;
