@@ -18,8 +18,6 @@ mod eyes;
 pub mod footprint;
 #[cfg(all(feature = "control", feature = "run"))]
 mod handover;
-#[cfg(feature = "run")]
-mod heap;
 mod heir;
 #[cfg(all(feature = "control", feature = "run"))]
 mod keeper;
@@ -60,8 +58,6 @@ pub use error::ServerError;
 pub use eyes::Sights;
 #[cfg(all(feature = "control", feature = "run"))]
 pub use handover::QUESTION;
-#[cfg(feature = "run")]
-pub use heap::keep_heap_small;
 pub use heir::Heritage;
 #[cfg(all(feature = "control", feature = "run"))]
 pub use keeper::{Keeper, KeeperError, Kept};

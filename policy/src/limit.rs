@@ -172,12 +172,10 @@ impl Limiter {
         }
     }
 
-    /// Whose pages aren't those that come too fast: who has no more than is its own, or brings in little.
+    /// Who has no more than is its own. It isn't its pages that come too fast.
     fn within(&self, sample: &Sample<'_>, shared: u64, margin: u64) -> Vec<u32> {
         let own = self.own(sample, shared, margin);
-        let slow = |client: &Footprint| self.fair && self.inflows.is_slow(client, sample.clients);
-        let within = sample.clients.iter().zip(own);
-        let within = within.filter(|(client, own)| client.resident <= *own || slow(client));
+        let within = sample.clients.iter().zip(own).filter(|(client, own)| client.resident <= *own);
         within.map(|(client, _)| client.pid).collect()
     }
 
@@ -308,21 +306,6 @@ mod tests {
             assert!(!verdict.brake.is_zero());
             assert_eq!(verdict.unbraked, unbraked);
         }
-    }
-
-    /// One that was a little over its share by its few pages was held back as long as the other, and often all it did was wait.
-    #[test]
-    fn who_brings_in_little_isnt_held_back() {
-        let limits = Limits { resident: Some(100 * MIB), ..Limits::default() };
-        let mut limiter = Limiter::new(limits).fair(true);
-        let clients = |came: u64| {
-            let other = Footprint { pid: 2, moved_out: came * MIB, ..client(2, 49 * MIB) };
-            [Footprint { moved_out: came * MIB / 9, ..client(1, 51 * MIB) }, other]
-        };
-        limiter.judge(&sample(0, &clients(0), 0));
-        let verdict = limiter.judge(&sample(10, &clients(9), 10 * MIB));
-        assert!(!verdict.brake.is_zero());
-        assert_eq!(verdict.unbraked, [1]);
     }
 
     #[test]

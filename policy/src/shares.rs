@@ -15,8 +15,7 @@ pub(crate) struct Inflows {
 struct Inflow {
     resident: u64,
     moved_out: u64,
-    /// Bytes; half of them forgotten every [`HALVED`]. Not the highest rate between two looks: these may be two milliseconds apart, and what one count says of a move and the
-    /// other not yet would be the room for a second of it.
+    /// Bytes; half of them forgotten every [`HALVED`].
     lately: f64,
 }
 
@@ -41,33 +40,19 @@ impl Inflows {
         self.at = at;
     }
 
-    /// Whether less than half as much of it came in lately as would be its share by weight.
-    pub(crate) fn is_slow(&self, client: &Footprint, clients: &[Footprint]) -> bool {
-        let weight = |client: &Footprint| f64::from(client.claim.weight.max(1));
-        let (came, weights) = clients
-            .iter()
-            .fold((0.0, 0.0), |(came, weights), other| (came + self.lately(other), weights + weight(other)));
-        self.lately(client) * weights * 2.0 < came * weight(client)
-    }
-
-    fn lately(&self, client: &Footprint) -> f64 {
-        self.of.get(&client.pid).map_or(0.0, |inflow| inflow.lately)
-    }
-
     /// What is each one's own of `all` that they may have together: its share by weight, or its minimum if that is more. A `margin` is kept free for what comes in before
     /// anything can go, and comes off the shares of those whose memory comes in: else who needs little would make room for who takes all he can.
     pub(crate) fn own(&self, clients: &[Footprint], all: u64, margin: u64) -> Vec<u64> {
         let weights: u128 = clients.iter().map(|client| u128::from(client.claim.weight.max(1))).sum();
-        let came: f64 = clients.iter().map(|client| self.lately(client)).sum();
+        let lately = |client: &Footprint| self.of.get(&client.pid).map_or(0.0, |inflow| inflow.lately);
+        let came: f64 = clients.iter().map(lately).sum();
         let own = |client: &Footprint| {
             let by_weight = |bytes: u64| {
                 let share = u128::from(bytes) * u128::from(client.claim.weight.max(1)) / weights.max(1);
                 u64::try_from(share).unwrap_or(u64::MAX)
             };
             let free = match came > 0.0 {
-                true => {
-                    Duration::from_nanos(margin).mul_f64((self.lately(client) / came).min(1.0)).as_nanos()
-                }
+                true => Duration::from_nanos(margin).mul_f64((lately(client) / came).min(1.0)).as_nanos(),
                 false => by_weight(margin).into(),
             };
             let free = u64::try_from(free).unwrap_or(u64::MAX);

@@ -61,7 +61,7 @@ impl Shares {
             .into_iter()
             .map(|(pid, bytes)| {
                 let part = match (walk, part(&pid)) {
-                    (true, _) => exact(pid).ok().map(|own| part_of(own, bytes, cheap(pid).unwrap_or(bytes))),
+                    (true, _) => exact(pid).ok().map(|own| own as f64 / bytes.max(1) as f64),
                     (false, part) => part.filter(|_| pids.len() > 1),
                 };
                 (pid, (part, scaled(bytes, part.unwrap_or(1.0))))
@@ -73,13 +73,6 @@ impl Shares {
     pub(super) fn bytes(&self, pid: u32) -> Option<u64> {
         self.known.get(&pid).map(|(_, bytes)| *bytes)
     }
-}
-
-/// What part of a process's memory is its own, by a walk between two cheap counts. The walk takes its time, and memory comes and goes meanwhile: what is between the two counts is all of it. Else who
-/// shares nothing would seem to gain and to lose much of its memory with every walk, and room would be made for what doesn't come.
-fn part_of(own: u64, before: u64, after: u64) -> f64 {
-    let least = before.min(after);
-    if own >= least - least / 64 { 1.0 } else { own as f64 / least as f64 }
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a part of it, and no less than none
@@ -129,16 +122,6 @@ mod tests {
         assert_eq!((shares.bytes(1), shares.bytes(2), walks.get()), (None, Some(80), 4));
         shares.look_with(&[2], false, 0, |_| Err(io::ErrorKind::NotFound.into()), exact);
         assert_eq!(shares.bytes(2), None);
-    }
-
-    /// A program that gave way to another lost a third of its share at once, for memory that seemed to come in where a walk was slow.
-    #[test]
-    fn what_comes_and_goes_during_a_walk_is_no_part_of_others() {
-        for (own, before, after, part) in
-            [(80, 80, 80, 1.0), (70, 100, 60, 1.0), (70, 60, 100, 1.0), (30, 60, 100, 0.5), (0, 0, 0, 1.0)]
-        {
-            assert!((part_of(own, before, after) - part).abs() < 1e-9, "{own} of {before} and {after}");
-        }
     }
 
     #[test]

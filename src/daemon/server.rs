@@ -466,6 +466,10 @@ impl Inner {
         }
         let survey = Some(Survey::new(program.ours));
         let mut clients = self.clients.lock();
+        if self.engine().space(id).is_none() {
+            // It was gone before it was listed, and nobody would say so again: an hour of programs left one behind, with its steward and seven descriptors.
+            return Ok(());
+        }
         self.has_room(&clients, &peer)?;
         let entry = self.start_steward(id, Arc::clone(&space), link, peer, survey, Start::New)?;
         tracing::debug!(pid = entry.pid, "forked client taken on");

@@ -21,7 +21,6 @@ use userswap_stores::spec::{Kept, Spec, SpecError};
 /// Serves until it is told to end.
 pub(crate) fn daemon(args: &Daemon, logs: Logs) -> Result<ExitCode, Failure> {
     let settings = Settings::of(args, logs)?;
-    daemon::keep_heap_small();
     logs::start(settings.log, settings.log_level);
     allow_descriptors();
     let spec = userswap_stores::spec::parse(&settings.store).map_err(|error| run::store_failure(&error))?;

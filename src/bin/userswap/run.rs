@@ -27,7 +27,6 @@ use userswap_policy::Limits;
 
 /// Runs the command, and ends as it did.
 pub(crate) fn run(args: &Run, logs: Logs) -> Result<ExitCode, Failure> {
-    userswap::daemon::keep_heap_small();
     logs::start(logs.log.unwrap_or(Format::Text), logs.log_level.unwrap_or(Level::Warn));
     let signals = Signals::take().map_err(|error| ours("taking signals", &error))?;
     let report = args.report.as_deref().map(ReportFile::create).transpose()?;

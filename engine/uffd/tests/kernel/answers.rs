@@ -188,11 +188,14 @@ fn busy_lasts_until_the_changer_runs() {
     };
     let answers = std::thread::scope(|scope| scope.spawn(first_in_the_queue).join().unwrap());
     changer.join().unwrap();
-    match answers {
-        Some(answers) => assert_eq!(answers, vec![Some(Stop::Busy); 1000]),
-        None => println!("SKIPPED {name}: no real-time scheduling"),
-    }
-    assert!(rig.uffd.copy(rig.addr(1), &page_of(1), CopyMode::default()).is_complete());
+    let Some(mut answers) = answers else { return println!("SKIPPED {name}: no real-time scheduling") };
+    answers.push(rig.uffd.copy(rig.addr(1), &page_of(1), CopyMode::default()).stop);
+    // The last one comes after the changer has run. Mostly all others are before it, but where the machine has much to do the kernel lets
+    // others in for a moment, whatever their class.
+    let busy = answers.iter().take_while(|stop| **stop == Some(Stop::Busy)).count();
+    assert!((1..=1000).contains(&busy), "busy {busy} times");
+    assert_eq!(answers[busy], None);
+    assert!(answers[busy + 1..].iter().all(|stop| *stop == Some(Stop::Present)), "{:?}", &answers[busy..]);
 }
 
 /// Faults are handed out before older events: a handler that serves what it reads, in order, serves a fault before the change
