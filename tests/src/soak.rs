@@ -115,18 +115,14 @@ pub fn soak(plan: &Plan, say: impl Fn(&Standing)) -> Result<Soaked, String> {
             .iter()
             .enumerate()
             .map(|(at, daemon)| {
-                let most = first.as_ref().map(|first: &Vec<(_, AtRest)>| first[at].1.descriptors + SLACK);
+                let most = first.as_ref().map(|first: &Vec<(_, AtRest)>| first[at].1.most());
                 Ok((daemon.name, daemon.at_rest(most)?))
             })
             .collect::<Result<_, String>>()?;
         say(&Standing { after: begun.elapsed(), soaked: counts.after(rounds), at_rest: now.clone() });
         for ((name, first), (_, now)) in first.get_or_insert_with(|| now.clone()).iter().zip(&now) {
-            if now.descriptors > first.descriptors + SLACK {
-                return Err(format!("{name} has more and more descriptors: {first}, now {now}"));
-            }
-            // An allocator keeps some of what it once had.
-            if now.kib > first.kib * 2 + (32 << 10) {
-                return Err(format!("{name} has more and more memory: {first}, now {now}"));
+            if !now.is_within(first.most()) {
+                return Err(format!("{name} has more and more: {first}, now {now}"));
             }
         }
     }
@@ -260,9 +256,9 @@ impl Daemon {
         self.directory.join(format!("{}.{what}", self.name))
     }
 
-    /// What it has once nobody is served any more. Where that is more than `most` descriptors it gets time to close them: it lets go of
-    /// clients, and of those who gave orders, after they are gone.
-    fn at_rest(&self, most: Option<usize>) -> Result<AtRest, String> {
+    /// What it has once nobody is served any more. Where that is more than `most` it gets time to come down: it lets go of clients, and of those
+    /// who gave orders, after they are gone, and a file that is written to may be slow.
+    fn at_rest(&self, most: Option<AtRest>) -> Result<AtRest, String> {
         let begun = Instant::now();
         loop {
             let asked = Operator::connect(&self.path("c"))
@@ -270,7 +266,7 @@ impl Daemon {
             if let Ok(status) = &asked
                 && status.clients.is_empty()
                 && let Some(rest) = AtRest::of(self.keeper.id(), status.worker_pid)
-                && (most.is_none_or(|most| rest.descriptors <= most) || begun.elapsed() > PATIENCE)
+                && (most.is_none_or(|most| rest.is_within(most)) || begun.elapsed() > PATIENCE)
             {
                 return Ok(rest);
             }
@@ -302,6 +298,15 @@ struct AtRest {
 }
 
 impl AtRest {
+    /// What is none too much later: an allocator keeps some of what it once had.
+    fn most(self) -> Self {
+        Self { descriptors: self.descriptors + SLACK, kib: self.kib * 2 + (32 << 10) }
+    }
+
+    fn is_within(self, most: Self) -> bool {
+        self.descriptors <= most.descriptors && self.kib <= most.kib
+    }
+
     fn of(keeper: u32, worker: u32) -> Option<Self> {
         let kib = |pid: u32| {
             let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
