@@ -51,7 +51,6 @@ class Program:
             file.write(PROGRAM)
         words = [args.userswap, "run", "-q", "--daemon", f"{place}/s", "--"] if served else []
         words += [python(), script, kind, str(args.mib)]
-        self.kind = kind
         self.process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout.readline() == "ready\n"
 
@@ -61,36 +60,6 @@ class Program:
 
     def end(self):
         end(self.process)
-
-
-def times(daemon, programs):
-    """Seconds of a CPU's time that each had so far: the programs, and the daemon's threads by their names."""
-    tick = os.sysconf("SC_CLK_TCK")
-    spent = {}
-
-    def add(what, path):
-        try:
-            with open(f"{path}/stat") as file:
-                words = file.read().rsplit(")", 1)[1].split()
-        except OSError:
-            return
-        spent[what] = spent.get(what, 0) + (int(words[11]) + int(words[12])) / tick
-
-    def children(pid):
-        with open(f"/proc/{pid}/task/{pid}/children") as file:
-            return file.read().split()
-
-    for program in programs:
-        # What is served is a child of who joins it to the daemon.
-        for process in [program.process.pid, *children(program.process.pid)]:
-            add(program.kind, f"/proc/{process}")
-    # A daemon over a store that outlives it has a worker.
-    for process in [daemon, *children(daemon)]:
-        for thread in os.listdir(f"/proc/{process}/task"):
-            path = f"/proc/{process}/task/{thread}"
-            with open(f"{path}/comm") as file:
-                add(file.read().strip().removeprefix("userswap-"), path)
-    return spent
 
 
 def once(args, how):
@@ -107,22 +76,14 @@ def once(args, how):
                 programs.append(Program(args, place, "greedy", how == "together"))
             # Both have been held to the limit for a while then. Nobody reads what the other says: a few hundred lines have room in a pipe.
             programs[0].measured(args.settle)
-            before = times(daemon.pid, programs)
             rounds, _ = programs[0].measured(args.seconds)
-            spent = {what: (after - before.get(what, 0)) / args.seconds for what, after in times(daemon.pid, programs).items()}
             clients = Control(args.userswap, f"{place}/c").ask("clients")
             resident = [client["resident_bytes"] >> 20 for client in clients]
             for program in programs:
                 program.end()
         finally:
             end(daemon)
-        return rounds / args.seconds, resident, spent
-
-
-def said_times(spent):
-    """What had most of the CPUs' time, in hundredths of one."""
-    most = sorted(spent.items(), key=lambda item: -item[1])
-    return ", ".join(f"{what} {time * 100:.0f}%" for what, time in most if time >= 0.01)
+        return rounds / args.seconds, resident
 
 
 def main():
@@ -140,7 +101,7 @@ def main():
         done = {how: once(args, how) for how in ways[at:] + ways[:at]}
         together = done["together"][0]
         ratios.append((together / done["alone"][0], together / done["beside one unserved"][0]))
-        said = [f"{how} {done[how][0]:.1f} a second with {done[how][1]} MiB ({said_times(done[how][2])})" for how in ways]
+        said = [f"{how} {done[how][0]:.1f} a second with {done[how][1]} MiB" for how in ways]
         print("; ".join(said) + f": {ratios[-1][0]:.2f} and {ratios[-1][1]:.2f}", flush=True)
     for what, values in zip(("alone", "beside one unserved"), zip(*ratios)):
         print(f"together by {what}: {sorted(values)[len(values) // 2]:.2f} ({min(values):.2f}-{max(values):.2f})")

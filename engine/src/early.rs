@@ -43,26 +43,24 @@ impl Space {
         Ok(runs)
     }
 
-    /// Brings in what is out of these pages, a window of `around` pages at a time, and gives way to threads that wait for pages of theirs. Ends after the window at hand
-    /// where memory comes faster than it goes, and when it is [called off](Self::call_off_ahead), as by whoever moves all of a range out. Returns how many were asked for; what isn't in care, or is in memory, is passed over.
+    /// Brings in what is out of these pages, a window of `around` pages at a time, and gives way to threads that wait for pages of theirs. Ends early
+    /// where memory comes faster than it goes. Returns how many were asked for; what isn't in care, or is in memory, is passed over.
     pub fn bring_early(self: &Arc<Self>, runs: &[Run], around: u32) -> u64 {
         let around = around.max(1);
         let mut work = FaultWork::new(around);
         let mut brought = 0;
         let mut seen = self.asked_for();
-        let begun = *self.called_off.read();
-        let is_over = || self.is_slowed() || *self.called_off.read() != begun || self.memory().is_gone();
         for (first, pages) in runs {
             let Some(span) = span_of(*first, *pages) else { continue };
             for part in self.live_parts(span) {
                 let mut at = 0;
                 while let Some((page, pages)) = next_out(&part, at, around) {
+                    if self.is_slowed() || self.memory().is_gone() {
+                        return brought;
+                    }
                     if self.asked_for() != seen {
                         std::thread::sleep(YIELD);
                         seen = self.asked_for();
-                    }
-                    if is_over() {
-                        return brought;
                     }
                     // The lock is let go before the work, which takes it.
                     let mapped = part.region.lock().address(page);
@@ -70,7 +68,7 @@ impl Space {
                         work.bring(self, addr, Why::All(pages));
                         brought += u64::from(pages);
                         // One window at a time also where the store takes its time: a thread's own page would queue behind all of them.
-                        await_window(&part, page, pages, &is_over);
+                        await_window(&part, page, pages);
                     }
                     at = page.since(part.piece.first) + pages;
                 }
@@ -85,14 +83,14 @@ impl Space {
     }
 }
 
-/// Waits for pages that are on their way, not for ever, nor for a bring-in that is over.
-fn await_window(part: &Part, first: PageIndex, pages: u32, is_over: &impl Fn() -> bool) {
+/// Waits for pages that are on their way, not for ever.
+fn await_window(part: &Part, first: PageIndex, pages: u32) {
     let until = Instant::now() + LATE;
     let on_the_way = || {
         let shard = part.region.lock();
         (0..pages).any(|n| shard.is_on_its_way(first.plus(n)))
     };
-    while on_the_way() && !is_over() && Instant::now() < until {
+    while on_the_way() && Instant::now() < until {
         std::thread::sleep(ON_THE_WAY);
     }
 }

@@ -38,8 +38,6 @@ pub struct FaultWork {
     at: u32,
     /// What was asked of the kernel, until its answer is recorded.
     asked: Option<(Segment, Outcome)>,
-    /// Pages to bring in with one, at most.
-    at_most: u32,
     /// Pages to install at once, at most: fewer where the program's mappings are.
     reach: u32,
     /// The kernel refused: the demanded page, if not yet in place, has to wait.
@@ -109,7 +107,6 @@ impl FaultWork {
             lost: Lost::with_capacity(around),
             at: 0,
             asked: None,
-            at_most: u32::MAX,
             reach: u32::MAX,
             refused: false,
             installed_at: None,
@@ -126,11 +123,6 @@ impl FaultWork {
     /// Says when the message of the fault that comes next was read.
     pub fn read_at(&mut self, now: Instant) {
         self.read_at = Some(now);
-    }
-
-    /// Brings in so many pages with one at most, from now on.
-    pub(crate) fn at_most(&mut self, pages: u32) {
-        self.at_most = pages.max(1);
     }
 
     /// Says whether what a stream will want next is brought in meanwhile, by workers.
@@ -293,7 +285,7 @@ impl FaultWork {
             self.region = None;
             return Next::Zero;
         };
-        let most = self.around().min(self.at_most);
+        let most = u32::try_from(self.wanted.len()).unwrap_or(u32::MAX);
         let again = std::mem::take(&mut self.again);
         let decision = {
             let mut shard = region.lock();
@@ -303,8 +295,11 @@ impl FaultWork {
                 Why::Fault => {
                     let away = shard.state(page).is_away();
                     let lot = if away { space.worth(shard.id(), page, most) } else { 1 };
-                    let mut strides = (away && !space.is_slowed()).then(|| space.strides());
-                    shard.decide_along(page, most, lot, strides.as_deref_mut(), &mut self.flight)
+                    let decision = shard.decide(page, most, lot, &mut self.flight);
+                    if decision == Decision::Load && !space.is_slowed() {
+                        space.take_along(&mut shard, most, &mut self.flight);
+                    }
+                    decision
                 }
                 Why::Ahead => shard.decide_ahead(page, most, &mut self.flight),
                 Why::All(pages) => shard.decide_all(page, pages.min(most), &mut self.flight),

@@ -1,7 +1,6 @@
 //! Holding an address space under a limit: what goes out is chosen by [`Victims`], from what came in and when.
 
 use crate::evict::{EvictError, EvictWork, Keep, Lot, MovedOut};
-use crate::sampler::{BLOCK, Buffers, Seen, blocks, lot, name, there};
 use crate::space::Space;
 use crate::turns::thread_time;
 use std::collections::HashSet;
@@ -14,33 +13,22 @@ use userswap_uffd::{Span, page_bytes};
 pub struct Pacer {
     victims: Victims,
     work: Option<EvictWork>,
-    buffers: Buffers,
+    arrivals: Vec<(u64, u64)>,
+    present: Vec<bool>,
     /// What goes by one order.
     together: Vec<(Victim, Lot)>,
     /// When memory nobody told of is looked for again.
     look_at: Option<Instant>,
-    trials: Trials,
 }
 
-/// How many blocks may be tried.
-#[derive(Default)]
-struct Trials {
-    /// What may be spent on them, at the moment said.
-    left: Duration,
-    at: Option<Instant>,
-}
+/// Pages chosen together: what a slot holds, where it is of the usual size. Aligned, so that a fault's block is all in one of them.
+const BLOCK: u64 = 64;
 
 /// Memory nobody told of is looked for no oftener by who isn't in need of it ...
 const LOOK: Duration = Duration::from_millis(20);
 
 /// ... nor for more than this part of a CPU's time.
 const LOOKING: u32 = 100;
-
-/// What it costs to try a block, where it is used: a page is moved out, and comes back by a fault.
-const TRIAL: Duration = Duration::from_micros(25);
-
-/// Trials that can be had at once: of a gigabyte of memory that nobody tried.
-const TRIALS: u32 = 4096;
 
 /// Blocks that may be remembered in vain.
 const FORGOTTEN: usize = 1024;
@@ -85,7 +73,6 @@ impl Pacer {
         spare: bool,
     ) -> Result<MovedOut, EvictError> {
         let mut total = MovedOut::default();
-        self.victims.may_try(self.trials.allowed(Instant::now()));
         let told = self.hear(space);
         let all = !spare && pages >= self.victims.pages();
         let unsure = !told || all;
@@ -125,7 +112,7 @@ impl Pacer {
         }
         for _ in 0..self.victims.len() {
             let Some(victim) = self.victims.choose_any() else { break };
-            let remain = if total.pinned > 0 { there(space, victim, &mut self.buffers) } else { 0 };
+            let remain = if total.pinned > 0 { there(space, victim, &mut self.present) } else { 0 };
             self.victims.left(victim, (victim.pages & !remain).count_ones(), remain);
         }
         Ok(total)
@@ -139,9 +126,8 @@ impl Pacer {
         let bytes = u64::from(pages.max(1)) * page_bytes();
         let mut whole = Vec::new();
         for span in space.spans() {
-            let present = &mut self.buffers.present;
-            space.memory().resident(span, present)?;
-            let regions = present.chunks_exact(pages.max(1) as usize).zip(0..);
+            space.memory().resident(span, &mut self.present)?;
+            let regions = self.present.chunks_exact(pages.max(1) as usize).zip(0..);
             let present = regions.filter(|(present, _)| present.iter().all(|page| *page));
             whole.extend(
                 present.filter_map(|(_, at): (_, u64)| Span::new(span.start() + at * bytes, bytes).ok()),
@@ -178,7 +164,14 @@ impl Pacer {
 
     /// Takes note of what came in.
     fn hear(&mut self, space: &Space) -> bool {
-        self.victims.hear(&mut Seen { space, spans: &[], buffers: &mut self.buffers })
+        let told = space.arrivals().take(&mut self.arrivals);
+        for &(from, to) in &self.arrivals {
+            let Ok(span) = Span::between(from, to) else { continue };
+            for piece in blocks(span) {
+                self.victims.arrived(name(piece), mask(piece));
+            }
+        }
+        told
     }
 
     /// Looks for memory that is there and that nobody told of: in blocks that were never in hand, or in all.
@@ -186,10 +179,20 @@ impl Pacer {
         let before = thread_time();
         let spans = space.spans();
         self.forget(&spans);
-        self.victims.look(&mut Seen { space, spans: &spans, buffers: &mut self.buffers }, everywhere)?;
-        let took = thread_time().saturating_sub(before);
-        space.probes().looked(took);
-        self.look_at = Some(Instant::now() + until_next_look(took));
+        for span in spans {
+            let victims = &self.victims;
+            for run in runs(span, |block| everywhere || !victims.is_known(block)) {
+                space.memory().resident(run, &mut self.present)?;
+                let mut present = self.present.iter();
+                for piece in blocks(run) {
+                    let first = index(piece.start());
+                    let there = present.by_ref().take(pages_of(piece.len()) as usize).zip(first..);
+                    let pages = there.fold(0, |pages, (is, at)| pages | u64::from(*is) << at);
+                    self.victims.found(name(piece), pages);
+                }
+            }
+        }
+        self.look_at = Some(Instant::now() + until_next_look(thread_time().saturating_sub(before)));
         Ok(())
     }
 
@@ -234,9 +237,6 @@ impl Pacer {
                 chosen += u64::from(victim.known);
             }
             let lots = self.together.iter().map(|(_, lot)| *lot);
-            let tried = self.victims.take_tried();
-            self.trials.had(tried);
-            space.probes().tried(tried);
             let moved = space.move_out_lots(work, lots, keep).inspect_err(|_| {
                 for (victim, _) in &self.together {
                     self.victims.left(*victim, 0, victim.pages);
@@ -245,7 +245,7 @@ impl Pacer {
             for ((victim, _), went) in self.together.iter().zip(work.moved_of()) {
                 let went = u32::try_from(*went).unwrap_or(u32::MAX);
                 let all = moved.pinned == 0 || went >= victim.pages.count_ones();
-                let remain = if all { 0 } else { there(space, *victim, &mut self.buffers) };
+                let remain = if all { 0 } else { there(space, *victim, &mut self.present) };
                 self.victims.left(*victim, went, remain);
             }
             *total += moved;
@@ -278,24 +278,92 @@ impl Pacer {
     }
 }
 
-impl Trials {
-    /// So many may be had now, as they cost a hundredth of a CPU in the long run.
-    fn allowed(&mut self, now: Instant) -> u64 {
-        let most = TRIAL * TRIALS;
-        let passed = self.at.replace(now).map_or(most, |at| now.saturating_duration_since(at) / LOOKING);
-        self.left = (self.left + passed).min(most);
-        u64::try_from(self.left.as_nanos() / TRIAL.as_nanos()).unwrap_or(0)
-    }
-
-    fn had(&mut self, tried: u64) {
-        let spent = TRIAL.saturating_mul(u32::try_from(tried).unwrap_or(u32::MAX));
-        self.left = self.left.saturating_sub(spent);
-    }
-}
-
 /// How long after a look that took so much of a CPU's time the next one is due.
 fn until_next_look(took: Duration) -> Duration {
     LOOK.max(took * LOOKING)
+}
+
+/// The block that a piece of one is of.
+fn name(piece: Span) -> u64 {
+    piece.start() / (BLOCK * page_bytes())
+}
+
+/// A piece's pages in its block.
+fn mask(piece: Span) -> u64 {
+    let pages = pages_of(piece.len());
+    if u64::from(pages) >= BLOCK { !0 } else { ((1 << pages) - 1) << index(piece.start()) }
+}
+
+/// A page's place in its block.
+fn index(addr: u64) -> u32 {
+    u32::try_from(addr / page_bytes() % BLOCK).unwrap_or(0)
+}
+
+/// The ranges of a victim's pages.
+fn pieces(victim: Victim) -> impl Iterator<Item = Span> {
+    let mut rest = victim.pages;
+    std::iter::from_fn(move || {
+        if rest == 0 {
+            return None;
+        }
+        let first = rest.trailing_zeros();
+        let count = (rest >> first).trailing_ones();
+        rest &= if first + count == u64::BITS { 0 } else { !0 << (first + count) };
+        let start = (victim.block * BLOCK + u64::from(first)) * page_bytes();
+        Span::new(start, u64::from(count) * page_bytes()).ok()
+    })
+}
+
+/// The victim's pages, to be moved.
+fn lot(victim: Victim) -> Option<Lot> {
+    let first = victim.pages.checked_ilog2().map(|_| victim.pages.trailing_zeros())?;
+    let pages = victim.pages >> first;
+    let start = (victim.block * BLOCK + u64::from(first)) * page_bytes();
+    let span = Span::new(start, u64::from(u64::BITS - pages.leading_zeros()) * page_bytes()).ok()?;
+    Some(Lot { span, pages })
+}
+
+/// The victim's pages that are in memory still; all, if that can't be known.
+fn there(space: &Space, victim: Victim, present: &mut Vec<bool>) -> u64 {
+    let mut pages = 0;
+    for piece in pieces(victim) {
+        match space.memory().resident(piece, present) {
+            Ok(()) => {
+                let found = present.iter().zip(index(piece.start())..);
+                pages = found.fold(pages, |pages, (is, at)| pages | u64::from(*is) << at);
+            }
+            Err(_) => pages |= mask(piece),
+        }
+    }
+    pages
+}
+
+fn pages_of(bytes: u64) -> u32 {
+    u32::try_from(bytes / page_bytes()).unwrap_or(u32::MAX)
+}
+
+/// A range, cut where blocks begin.
+fn blocks(span: Span) -> impl Iterator<Item = Span> {
+    let bytes = BLOCK * page_bytes();
+    (span.start() / bytes..span.end().div_ceil(bytes)).filter_map(move |block| {
+        Span::between(span.start().max(block * bytes), span.end().min((block + 1) * bytes)).ok()
+    })
+}
+
+/// The longest parts of a range whose blocks are all `wanted`.
+fn runs(span: Span, wanted: impl Fn(u64) -> bool) -> Vec<Span> {
+    let mut runs: Vec<Span> = Vec::new();
+    for piece in blocks(span).filter(|piece| wanted(name(*piece))) {
+        let joined = runs
+            .last()
+            .filter(|last| last.end() == piece.start())
+            .and_then(|last| Span::between(last.start(), piece.end()).ok());
+        match (joined, runs.last_mut()) {
+            (Some(joined), Some(last)) => *last = joined,
+            _ => runs.push(piece),
+        }
+    }
+    runs
 }
 
 #[cfg(test)]
@@ -303,27 +371,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn trying_takes_a_hundredth_of_a_cpu_at_most_in_the_long_run() {
-        let (mut trials, start) = (Trials::default(), Instant::now());
-        let at_once = trials.allowed(start);
-        assert_eq!(at_once, TRIALS.into());
-        let mut had = 0;
-        for ms in 0..20_000 {
-            let tried = trials.allowed(start + Duration::from_millis(ms)).min(100);
-            trials.had(tried);
-            had += tried;
-        }
-        assert!((had - at_once).abs_diff(20_000 * 10 / 25) < 5, "{had}");
-        // What wasn't had is there later, up to as much as at the start.
-        assert_eq!(trials.allowed(start + Duration::from_secs(1_000)), TRIALS.into());
-    }
-
-    #[test]
     fn looking_takes_a_hundredth_of_a_cpu_at_most() {
         for took_us in [0, 1, 150, 200, 201, 3_000, 1_000_000] {
             let took = Duration::from_micros(took_us);
             assert!(took <= until_next_look(took) / 100, "{took:?}");
             assert!(until_next_look(took) >= LOOK);
+        }
+    }
+
+    #[test]
+    fn a_range_is_cut_where_blocks_begin_and_joined_again() {
+        let bytes = BLOCK * page_bytes();
+        let span = Span::between(bytes * 3 - page_bytes(), bytes * 6 + page_bytes()).unwrap();
+        let names: Vec<(u64, u32)> = blocks(span).map(|piece| (name(piece), pages_of(piece.len()))).collect();
+        assert_eq!(names, [(2, 1), (3, 64), (4, 64), (5, 64), (6, 1)]);
+        let pages = |runs: Vec<Span>| runs.iter().map(|run| pages_of(run.len())).collect::<Vec<_>>();
+        assert_eq!(pages(runs(span, |_| true)), [194]);
+        assert_eq!(pages(runs(span, |block| block != 4)), [65, 65]);
+        assert_eq!(pages(runs(span, |_| false)), [] as [u32; 0]);
+    }
+
+    #[test]
+    fn pages_of_a_block_are_ranges_and_back() {
+        let at = |first: u64, pages: u64| {
+            Span::new((7 * BLOCK + first) * page_bytes(), pages * page_bytes()).unwrap()
+        };
+        for (pages, spans) in [
+            (0, vec![]),
+            (!0, vec![at(0, 64)]),
+            (1 << 63, vec![at(63, 1)]),
+            (0b1101, vec![at(0, 1), at(2, 2)]),
+            (!1, vec![at(1, 63)]),
+        ] {
+            let found: Vec<Span> = pieces(Victim { block: 7, pages, known: 0 }).collect();
+            assert_eq!(found, spans);
+            assert_eq!(found.iter().fold(0, |all, span| all | mask(*span)), pages);
+            assert!(found.iter().all(|span| name(*span) == 7));
         }
     }
 }

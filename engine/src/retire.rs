@@ -18,7 +18,6 @@ impl Space {
     /// # Errors
     /// When the address space is gone, or something could not be brought back; that stays in care then.
     pub fn retire(self: &Arc<Self>) -> Result<u64, MemoryError> {
-        self.call_off_ahead();
         let out = self.usage().out;
         // All of it first: nothing is unregistered while anything is out.
         self.each_part(|space, span| space.bring_back(span, AROUND).map(drop))?;

@@ -5,20 +5,20 @@ pub mod recover;
 
 use crate::brake::Brake;
 use crate::core::{
-    Counts, Generation, Lost, Nearby, PageIndex, PageTable, Piece, RegionId, Shard, SlotId, Transition,
+    Counts, Flight, Generation, Lost, Nearby, PageIndex, PageTable, Piece, RegionId, Shard, SlotId,
+    Transition,
 };
 use crate::directory::{Directory, Part, Region, bytes_of, pages_in};
 use crate::histogram::Histogram;
 use crate::memory::{Batch, Fault, Memory, MemoryError};
-use crate::probes::Probes;
 use crate::record::{Change, Record};
 use crate::shares::Shares;
 use crate::slots::{Phase, SlotNames, SlotPool, Standing};
 use crate::stages::Stages;
 use crate::stalls::Stalls;
-use crate::turns::{Spent, Turn, Turns};
+use crate::turns::{Spent, Turns};
 use crate::writes::Writes;
-use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -51,7 +51,6 @@ pub struct Space {
     has_parked: AtomicBool,
     brake: Brake,
     spent: Spent,
-    probes: Probes,
     /// Messages were left unread because the gate was held.
     unread: AtomicBool,
     /// Since the last read nothing was changing at some moment.
@@ -171,7 +170,6 @@ impl Space {
             has_parked: AtomicBool::new(false),
             brake: Brake::default(),
             spent: Spent::default(),
-            probes: Probes::default(),
             unread: AtomicBool::new(false),
             still: AtomicBool::new(false),
             shares,
@@ -433,9 +431,11 @@ impl Space {
         self.nearby.lock().asked(region, page, most)
     }
 
-    /// What threads that go through memory at even distances will want next. Locked under a region.
-    pub(crate) fn strides(&self) -> MutexGuard<'_, Strides> {
-        self.strides.lock()
+    /// Has what threads that go through memory at even distances will want next come with a page.
+    pub(crate) fn take_along(&self, shard: &mut Shard, most: u32, flight: &mut Flight) {
+        if flight.len() == 1 {
+            shard.take_along(&mut self.strides.lock(), most, flight);
+        }
     }
 
     /// A range was put in place.
@@ -507,16 +507,11 @@ impl Space {
         &self.spent
     }
 
-    /// What it cost to find out what of it is used.
-    pub fn probes(&self) -> &Probes {
-        &self.probes
-    }
-
-    /// It is to be looked at, as `id` in an engine. What it has to wait for its own sees to itself.
-    pub(crate) fn take_turn(&self, id: u64, turns: &Turns) -> Turn {
+    /// It is to be looked at, as `id` in an engine. Whether others have faults as well; what it has to wait for its own sees to itself.
+    pub(crate) fn take_turn(&self, id: u64, turns: &Turns) -> bool {
         let turn = turns.take(id, self.spent.weight(), self.spent.so_far(), Instant::now());
         self.brake.set_turn(turn.wait);
-        turn
+        turn.beside
     }
 
     /// Whether memory comes faster than it goes: then nothing is brought in that nobody waits for.
@@ -566,8 +561,8 @@ impl Space {
     }
 
     /// What was to be brought in ahead isn't any more, and nothing of that is under way: all of a range is to go out, and what somebody read before is no sign
-    /// that it is wanted still. A [bring-in](Self::bring_early) of a working set ends as well.
-    pub fn call_off_ahead(&self) {
+    /// that it is wanted still.
+    pub(crate) fn call_off_ahead(&self) {
         *self.called_off.write() += 1;
     }
 

@@ -3,8 +3,7 @@
 //! A handler that stays with an address space while it faults serves a single one best. Beside others it would keep them waiting, so each has one look at its
 //! messages then. That alone isn't fair: a turn of who reads in order brings in and moves out dozens of pages, and all of it takes CPUs from the others' threads. So the CPU
 //! time that is spent on each is counted, what was spent lately more than what was longer ago. Where times are to be shared by weight, the faults of who had more
-//! than others, and more than its part of what all may have in any case, wait until that isn't so any more; and as few of its pages come together as keep nobody waiting for long. Who had least never
-//! waits, and nobody does alone.
+//! than others, and more than its part of what all may have in any case, wait until that isn't so any more. Who had least never waits, and nobody does alone.
 
 use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
@@ -44,8 +43,6 @@ pub(crate) struct Turn {
     pub(crate) beside: bool,
     /// So long the faults that come now wait.
     pub(crate) wait: Duration,
-    /// It had more than others that wait: what is brought in for it at once is kept short.
-    pub(crate) short: bool,
 }
 
 /// Half of what was spent is forgotten in so long.
@@ -60,15 +57,8 @@ const MORE: f64 = 1.25;
 /// Told apart at once. Who serves faults must not allocate.
 const USERS: usize = 16;
 
-/// Of the CPUs the engine may take so much for all without anybody's waiting, while those who have least hardly need any; the programs need some, too.
+/// Of the CPUs the engine may take so much for all without anybody's waiting; the programs need some, too.
 const FREE: f64 = 0.5;
-
-/// Of a CPU's time, spent on who has least: then it waits for pages much of the time, and every CPU that another has may be what it waits for. How much of the CPUs there is for all of them
-/// can't be known where other programs want them, too.
-const HINDERED: f64 = 0.1;
-
-/// Of a CPU, what all may have together in any case.
-const LEAST: f64 = 0.05;
 
 impl Turns {
     /// On a machine with so many CPUs.
@@ -96,17 +86,15 @@ impl Turns {
         let others = || users.iter().filter(|user| user.space != space);
         let least = others().map(|user| user.lately_at(now) / user.part()).reduce(f64::min);
         let Some(least) = least.filter(|_| weight > 0) else {
-            return Turn { beside: users.len() > 1, ..Turn::default() };
+            return Turn { beside: users.len() > 1, wait: Duration::ZERO };
         };
-        // What steady spending at a rate comes to, halved as it is.
-        let steady = HALVED.as_secs_f64() / std::f64::consts::LN_2;
+        // What steady spending at the free rate comes to, halved as it is.
+        let free = self.free * HALVED.as_secs_f64() / std::f64::consts::LN_2;
         let all: f64 = users.iter().map(User::part).sum();
-        // Who hardly waits for pages gains nothing by the others' waiting.
-        let free = self.free * steady * (1.0 - least / (HINDERED * steady)).max(0.0);
-        let most = users[at].part() * (least * MORE).max(free.max(LEAST * steady) / all);
+        let most = users[at].part() * (least * MORE).max(free / all);
         let wait =
             if lately > most { HALVED.mul_f64((lately / most).log2().min(10.0)) } else { Duration::ZERO };
-        Turn { beside: true, wait, short: lately > users[at].part() * least }
+        Turn { beside: true, wait }
     }
 
     /// An address space is gone.
@@ -201,15 +189,12 @@ mod tests {
 
     #[test]
     fn who_takes_all_it_can_gets_its_part_and_the_other_what_it_asks_for() {
-        // Of two CPUs one is free, half of that for each: nine tenths of it beside one that had a tenth of a tenth.
-        let spent = second(&Turns::new(2), [1, 1], [10, 1_000]);
-        assert!(near(spent[0], 10) && near(spent[1], 450), "{spent:?}");
+        // Of two CPUs one is free, half of that for each.
+        let spent = second(&Turns::new(2), [1, 1], [100, 1_000]);
+        assert!(near(spent[0], 100) && near(spent[1], 500), "{spent:?}");
         // By weight.
-        let spent = second(&Turns::new(2), [3, 1], [10, 1_000]);
-        assert!(near(spent[0], 10) && near(spent[1], 241), "{spent:?}");
-        // Who waits for pages much of the time isn't to wait for the other as well.
-        let spent = second(&Turns::new(2), [1, 1], [150, 1_000]);
-        assert!(near(spent[0], 150) && near(spent[1], 187), "{spent:?}");
+        let spent = second(&Turns::new(2), [3, 1], [100, 1_000]);
+        assert!(near(spent[0], 100) && near(spent[1], 250), "{spent:?}");
     }
 
     #[test]
@@ -219,17 +204,6 @@ mod tests {
         // Who has as much as the other isn't held back.
         let spent = second(&Turns::new(2), [1, 1], [900, 1_000]);
         assert!(near(spent[0], 900) && near(spent[1], 1_000), "{spent:?}");
-    }
-
-    #[test]
-    fn who_had_more_has_few_pages_at_once() {
-        let (turns, start) = (Turns::new(2), Instant::now());
-        let ms = Duration::from_millis;
-        let short = |space, weight, spent, at| turns.take(space, weight, ms(spent), start + ms(at)).short;
-        assert!(!short(1, 1, 0, 0) && !short(2, 1, 0, 0));
-        assert!(short(2, 1, 2, 10) && !short(1, 1, 1, 10) && short(2, 1, 2, 11) && !short(1, 1, 1, 11));
-        // Without weights all are served as they come.
-        assert!(!short(1, 0, 9, 12) && !short(2, 0, 20, 12));
     }
 
     #[test]

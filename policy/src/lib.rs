@@ -3,14 +3,12 @@
 //! Nothing here does I/O or reads a clock; everything is a function of what is passed in. [`Policy`] is what decides, and what one's own is written against.
 #![forbid(unsafe_code)]
 
-pub mod account;
 mod budget;
 pub mod chromium;
 mod limit;
 mod policy;
 pub mod proactive;
 pub mod replay;
-mod sampler;
 mod shares;
 pub mod strides;
 pub mod trace;
@@ -23,5 +21,4 @@ pub use policy::{
     Activity, Answer, Claim, Footprint, Off, Order, Policy, Sample, Verdict, Wants, What, Within,
 };
 pub use proactive::Proactive;
-pub use sampler::Sampler;
 pub use victims::{Cold, Victim, Victims};

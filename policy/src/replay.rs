@@ -19,8 +19,6 @@ use std::collections::HashSet;
 pub enum Policy {
     /// [`Victims`](crate::Victims), shown what the engine would show it: that a page came back, never that one in memory was touched.
     Default,
-    /// The same with a kernel that tells which pages in memory were touched since it was last asked, as none does.
-    Told,
     /// Throws out what is touched latest from now on, which nobody can know: the least there can be.
     Belady,
     /// Throws out what was touched longest ago.
@@ -34,9 +32,9 @@ pub enum Policy {
 }
 
 impl Policy {
-    /// All there are: the default, with a better kernel, the least, and those that see every touch.
-    pub const ALL: [Self; 7] =
-        [Self::Default, Self::Told, Self::Belady, Self::Lru, Self::Clock, Self::S3Fifo, Self::Sieve];
+    /// All there are: the default, the least, and those that see every touch.
+    pub const ALL: [Self; 6] =
+        [Self::Default, Self::Belady, Self::Lru, Self::Clock, Self::S3Fifo, Self::Sieve];
 
     /// Those that see every touch and nothing of the future.
     pub const SEEING: [Self; 4] = [Self::Lru, Self::Clock, Self::S3Fifo, Self::Sieve];
@@ -45,7 +43,6 @@ impl Policy {
     pub fn name(self) -> &'static str {
         match self {
             Self::Default => "default",
-            Self::Told => "told",
             Self::Belady => "belady",
             Self::Lru => "lru",
             Self::Clock => "clock",
@@ -70,8 +67,7 @@ pub struct Score {
 pub fn replay(trace: &Trace, policy: Policy, room: usize) -> Score {
     let (pages, room) = (trace.pages(), room.max(1));
     let mut memory: Box<dyn Memory> = match policy {
-        Policy::Default => Box::new(blind::Blind::new(room, false)),
-        Policy::Told => Box::new(blind::Blind::new(room, true)),
+        Policy::Default => Box::new(blind::Blind::new(room)),
         Policy::Belady => Box::new(belady::Belady::new(room, pages)),
         Policy::Lru => Box::new(lru::Lru::new(room)),
         Policy::Clock => Box::new(clock::Clock::new(room)),

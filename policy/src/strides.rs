@@ -6,15 +6,14 @@
 //!
 //! Whether a page that came along is used can't be seen, for touching it raises no fault. But whoever waits for the page where a stream was to go on
 //! has come past all that came along: that is the verdict (one that steps over some of it isn't told from one that doesn't), and until then it is open. What is open when a stream ends was in vain. So much is brought in
-//! along a stream as was used of what came before: twice as much when all was, half when something else was wanted; and while much is in vain little, by the [account](Account) that is kept of it.
-
-use crate::account::{Account, Verdicts};
+//! along a stream as was used of what came before: twice as much when all was, half when something else was wanted.
 
 /// The streams of one address space.
 #[derive(Clone, Debug, Default)]
 pub struct Strides {
     /// The one that went on last first.
     streams: [Stream; STREAMS],
+    verdicts: Verdicts,
 }
 
 /// Pages to bring in beside the one that is waited for: `count` of them, the first a `stride` after it.
@@ -24,6 +23,15 @@ pub struct Ahead {
     pub stride: i64,
     /// How many; 0 for none.
     pub count: u32,
+}
+
+/// What became of pages that came along.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Verdicts {
+    /// Somebody came past them.
+    pub used: u32,
+    /// Their stream ended before.
+    pub unused: u32,
 }
 
 /// Streams told apart.
@@ -59,9 +67,8 @@ impl Strides {
         Self::default()
     }
 
-    /// A page is waited for. What else is worth bringing in, `most` pages at most and as the account says, which is told what became of what came before; [`came`](Self::came) follows
-    /// if anything is.
-    pub fn asked(&mut self, page: u64, most: u32, account: &mut Account) -> Ahead {
+    /// A page is waited for. What else is worth bringing in, `most` pages at most; [`came`](Self::came) follows if anything is.
+    pub fn asked(&mut self, page: u64, most: u32) -> Ahead {
         let distance = |stream: &Stream| stream.at.map_or(u64::MAX, |at| page.abs_diff(at));
         let nearest = || {
             let near = (0..STREAMS).min_by_key(|at| distance(&self.streams[*at]))?;
@@ -72,15 +79,20 @@ impl Strides {
         self.streams[..=at].rotate_right(1);
         let stream = &mut self.streams[0];
         if found.is_none() {
-            account.judge(Verdicts { used: 0, unused: stream.open });
+            self.verdicts.unused += stream.open;
             *stream = Stream::default();
         }
-        stream.go(page, most, account)
+        stream.go(page, most, &mut self.verdicts)
     }
 
     /// So many came along with the page asked for last.
     pub fn came(&mut self, pages: u32) {
         self.streams[0].open = pages;
+    }
+
+    /// The verdicts since the last time.
+    pub fn take_verdicts(&mut self) -> Verdicts {
+        std::mem::take(&mut self.verdicts)
     }
 }
 
@@ -92,14 +104,10 @@ impl Stream {
         way % self.stride == 0 && (1..=LEFT_OUT).contains(&(way / self.stride))
     }
 
-    fn go(&mut self, page: u64, most: u32, account: &mut Account) -> Ahead {
+    fn go(&mut self, page: u64, most: u32, verdicts: &mut Verdicts) -> Ahead {
         let all_used = self.goes_on_at(page);
         let open = std::mem::take(&mut self.open);
-        account.judge(match all_used {
-            true => Verdicts { used: open, unused: 0 },
-            false => Verdicts { used: 0, unused: open },
-        });
-        let most = account.limit(most);
+        *(if all_used { &mut verdicts.used } else { &mut verdicts.unused }) += open;
         let none = Ahead { stride: 1, count: 0 };
         let Some(at) = self.at.replace(page) else { return none };
         let step = if all_used { self.stride } else { page.wrapping_sub(at).cast_signed() };
@@ -154,7 +162,6 @@ mod tests {
     /// A thread touches pages; what is there stays.
     fn touch(pages: impl Iterator<Item = u64>) -> Came {
         let mut strides = Strides::new();
-        let mut account = Account::default();
         let (mut there, mut unused) = (HashSet::new(), HashSet::new());
         let mut came = Came { touched: 0, asked: 0, along: 0, used: 0 };
         for page in pages {
@@ -164,7 +171,7 @@ mod tests {
                 continue;
             }
             came.asked += 1;
-            let ahead = strides.asked(page, 32, &mut account);
+            let ahead = strides.asked(page, 32);
             let before = came.along;
             for n in 1..=i64::from(ahead.count) {
                 let other = page.checked_add_signed(n * ahead.stride).unwrap();
@@ -177,7 +184,7 @@ mod tests {
                 strides.came(u32::try_from(came.along - before).unwrap());
             }
         }
-        let Verdicts { used, unused } = account.take();
+        let Verdicts { used, unused } = strides.take_verdicts();
         let open: u32 = strides.streams.iter().map(|stream| stream.open).sum();
         assert_eq!((used + unused + open) as usize, came.along, "each has a verdict, or will have");
         // None is said to be used that isn't, but for a tenth that is stepped over. The last of each stream wasn't told of.
@@ -242,14 +249,14 @@ mod tests {
 
     #[test]
     fn the_ends_of_memory_are_no_trouble() {
-        let (mut strides, mut account) = (Strides::new(), Account::default());
+        let mut strides = Strides::new();
         (0..20).rev().for_each(|page| {
-            let ahead = strides.asked(page, 32, &mut account);
+            let ahead = strides.asked(page, 32);
             assert!(page.checked_add_signed(ahead.stride * i64::from(ahead.count)).is_some());
         });
         (u64::MAX - 20..=u64::MAX).for_each(|page| {
-            strides.asked(page, 32, &mut account);
+            strides.asked(page, 32);
         });
-        strides.asked(0, 32, &mut account);
+        strides.asked(0, 32);
     }
 }

@@ -12,7 +12,6 @@
 
 mod block;
 
-use crate::sampler::Sampler;
 use block::{Block, Part, Place, Trial, one};
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -30,16 +29,8 @@ pub struct Victims {
     fresh: u32,
     /// Blocks tried since one went out.
     tried: u32,
-    /// Pages that were tried since somebody asked.
-    trials: u64,
-    /// So many may be tried, if that is limited.
-    may_try: Option<u64>,
-    /// What is used while it is in memory is told of: nothing has to be tried.
-    is_told: bool,
     /// The last turn given.
     turn: u32,
-    /// What a sampler told.
-    told: Vec<(u64, u64)>,
 }
 
 /// What is to go out now.
@@ -141,47 +132,6 @@ impl Victims {
     /// Pages in memory, as far as known.
     pub fn pages(&self) -> u64 {
         self.short.pages + self.long.pages
-    }
-
-    /// Takes note of what came in, and of what was used. Whether all that came in was told.
-    pub fn hear(&mut self, sampler: &mut impl Sampler) -> bool {
-        let mut told = std::mem::take(&mut self.told);
-        told.clear();
-        let all = sampler.arrivals(&mut |block, pages| told.push((block, pages)));
-        told.drain(..).for_each(|(block, pages)| self.arrived(block, pages));
-        self.is_told = sampler.uses(&mut |block, pages| told.push((block, pages)));
-        for (block, pages) in told.drain(..) {
-            if let Some(block) = self.blocks.get_mut(&block) {
-                block.used |= pages;
-            }
-        }
-        self.told = told;
-        all
-    }
-
-    /// Looks for memory that is there and that nobody told of: in blocks that were never in hand, or `everywhere`.
-    ///
-    /// # Errors
-    /// The sampler's, when it can't be looked.
-    pub fn look<S: Sampler>(&mut self, sampler: &mut S, everywhere: bool) -> Result<(), S::Error> {
-        let mut told = std::mem::take(&mut self.told);
-        told.clear();
-        let done = sampler.residents(&|block| everywhere || !self.is_known(block), &mut |block, pages| {
-            told.push((block, pages));
-        });
-        told.drain(..).for_each(|(block, pages)| self.found(block, pages));
-        self.told = told;
-        done
-    }
-
-    /// Until it is said anew no more than so many are tried for who is in need; what would be tried beyond that goes untried.
-    pub fn may_try(&mut self, pages: u64) {
-        self.may_try = Some(pages);
-    }
-
-    /// Pages that were tried since the last time.
-    pub fn take_tried(&mut self) -> u64 {
-        std::mem::take(&mut self.trials)
     }
 
     /// These pages of a block were found in memory, whether or not somebody had told of them.
@@ -287,40 +237,13 @@ impl Victims {
                 self.long.turns.push_back((name, turn));
                 continue;
             }
-            let used = std::mem::take(&mut block.used) & part.pages;
-            if used != 0 {
-                // As a clock's hand passes over what was used; what wasn't goes on its own.
-                let pages = part.pages & !used;
-                if place == Place::Long {
-                    self.long.turns.push_back((name, turn));
-                } else {
-                    block.short.pages &= !used;
-                    self.short.pages -= u64::from(used.count_ones());
-                    if pages != 0 {
-                        self.short.turns.push_back((name, turn));
-                    }
-                    self.join(name, Place::Long, used);
-                }
-                if pages != 0 && place == Place::Long {
-                    return Some(Victim { block: name, pages, known: pages.count_ones() });
-                }
-                continue;
-            }
             match block.trial {
-                Trial::None
-                    if !self.is_told
-                        && block.left == 0
-                        && (cold.is_some() || self.tried < TRIALS && self.may_try != Some(0)) =>
-                {
+                Trial::None if block.left == 0 && (cold.is_some() || self.tried < TRIALS) => {
                     match &mut cold {
                         Some(cold) => drop(cold.had.insert(name)),
-                        None => {
-                            self.tried += 1;
-                            self.may_try = self.may_try.map(|pages| pages - 1);
-                        }
+                        None => self.tried += 1,
                     }
                     block.trial = Trial::Out;
-                    self.trials += 1;
                     let pages = one(part.pages, self.clock);
                     self.queue(place).turns.push_back((name, turn));
                     return Some(Victim { block: name, pages, known: 1 });

@@ -21,9 +21,8 @@ fn at_half(name: &str, most: u64) {
     let (default, belady) = (misses(Policy::Default), misses(Policy::Belady));
     let best = Policy::SEEING.map(misses).into_iter().min().unwrap();
     println!(
-        "{name}: {default} misses, {} hundredths of the best ({best}), {} told of touches, Belady {belady}",
-        default * 100 / best.max(1),
-        misses(Policy::Told)
+        "{name}: {default} misses, {} hundredths of the best ({best}), Belady {belady}",
+        default * 100 / best.max(1)
     );
     assert!(belady <= best && belady <= default);
     assert!(default * 100 <= best * most, "{name}: {default}, and the best misses {best}");

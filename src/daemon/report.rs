@@ -25,12 +25,6 @@ pub struct Totals {
     /// Their stream ended before them.
     #[serde(default)]
     pub along_unused: u64,
-    /// CPU time of looking in the page table for memory that nobody told of, in microseconds.
-    #[serde(default)]
-    pub looking_us: u64,
-    /// Pages that were moved out to see whether they come back.
-    #[serde(default)]
-    pub tried_pages: u64,
     /// Faults that came in.
     pub faults: u64,
     /// How long the faults that a page was put in place for were in a handler's hands, in nanoseconds.
@@ -122,8 +116,6 @@ impl Totals {
                 + total.counts.get(Transition::RecallAround),
             along_used: total.counts.get(Transition::AlongUsed),
             along_unused: total.counts.get(Transition::AlongUnused),
-            looking_us: u64::try_from(total.looking.as_micros()).unwrap_or(u64::MAX),
-            tried_pages: total.tried_pages,
             faults: faults(&total.counts),
             fault_ns: FaultTimes::of(&total.service),
             stage_ns: total.stages.iter().flat_map(by_name).collect(),

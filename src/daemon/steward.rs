@@ -190,8 +190,6 @@ impl Work {
                 Ok(Task::Look) => self.hold(),
                 Ok(Task::Evict { bytes, answer }) => {
                     let pages = bytes.map_or(u64::MAX, |bytes| bytes.div_ceil(page_bytes()));
-                    // Whoever orders memory out doesn't want it brought in.
-                    self.client.space.call_off_ahead();
                     let _ = answer.send(self.evict(pages));
                 }
                 Ok(Task::Order { what, choose, answer }) => {

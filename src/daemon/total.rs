@@ -1,6 +1,5 @@
 //! What a server has done for all its clients.
 
-use std::time::Duration;
 use userswap_engine::core::Counts;
 use userswap_engine::{Histogram, Space, Stages};
 
@@ -13,10 +12,6 @@ pub struct Total {
     pub store_errors: u64,
     /// Pages lost for it.
     pub poisoned_pages: u64,
-    /// CPU time of looking for memory that nobody told of.
-    pub looking: Duration,
-    /// Pages moved out to see whether they come back.
-    pub tried_pages: u64,
     /// How long faults were in a handler's hands.
     pub service: Histogram,
     /// How long the stages of faults took, if that is measured.
@@ -41,8 +36,6 @@ impl Total {
         let (store_errors, poisoned) = space.troubles();
         self.store_errors += store_errors;
         self.poisoned_pages += poisoned;
-        self.looking += space.probes().looking();
-        self.tried_pages += space.probes().tried_pages();
         self.service.add(space.service());
         if let Some(stages) = space.stages() {
             self.stages.get_or_insert_default().add(stages);

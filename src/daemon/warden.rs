@@ -198,7 +198,6 @@ impl Shared {
             }
             tracing::trace!(
                 resident,
-                of = ?clients.iter().map(|client| client.resident >> 10).collect::<Vec<_>>(),
                 over = verdict.over,
                 busy = orders.len(),
                 orders = ?verdict.orders,

@@ -3,12 +3,11 @@
 use crate::daemon::Daemon;
 use crate::patient;
 use crate::support::{Place, Talk, USERSWAP, can_serve, until};
-use std::io::Write;
 use userswap::daemon::control::{Evicted, Operator, Request};
 
 fn start(place: &Place, contract: &str) -> Talk {
     let mut command = patient::command(&place.at("s"), contract);
-    Talk::start(command.env("USERSWAP_TEST_PATIENCE", "600").env("USERSWAP_TEST_GO", place.path("go")))
+    Talk::start(command.env("USERSWAP_TEST_PATIENCE", "600"))
 }
 
 /// Whether it is taken on.
@@ -55,32 +54,15 @@ fn who_comes_when_descriptors_are_short_is_refused_and_who_is_served_goes_on() {
         client.ask("check");
     };
     clients.iter_mut().for_each(|client| check(&mut operator, client));
-    // Children take what is left for them, until nothing is: then who forks waits, and nobody else.
-    let (forking, others) = clients.split_first_mut().unwrap();
-    for _ in 0..40 {
-        writeln!(forking.child.stdin.as_mut().unwrap(), "fork").unwrap();
-    }
-    until("a fork waits", || daemon.log().contains("a program that forks waits").then_some(()));
-    for client in others {
-        // Moving out may end there; what is out comes back.
-        let _ = evict(&mut operator, client);
-        client.ask("step");
-        client.ask("check");
-    }
     for client in clients.drain(1..).rev() {
         assert!({ client }.end().success());
     }
-    std::fs::write(place.path("go"), "").unwrap();
-    let mut forking = clients.remove(0);
-    for _ in 0..40 {
-        forking.expect("forked");
-    }
-    assert_eq!(forking.says("child"), Some("exit status: 0".to_owned()), "{}", daemon.log());
-    check(&mut operator, &mut forking);
+    let mut only = clients.remove(0);
+    check(&mut operator, &mut only);
     let mut late = start(&place, "extended");
     assert!(is_served(&mut late), "there is room again");
     assert!(late.end().success());
-    assert!(forking.end().success());
+    assert!(only.end().success());
     daemon.end();
 }
 

@@ -7,7 +7,6 @@ mod child;
 mod client;
 mod clients;
 mod defects;
-mod early;
 mod examples;
 mod forks;
 mod fuzz;

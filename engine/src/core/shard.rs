@@ -5,8 +5,7 @@ use super::flight::{Fate, Flight, Segment};
 use super::index::{Generation, PageIndex, RegionId, SlotPage};
 use super::page::{Flags, PageState, PageTable};
 use super::transition::{Counts, Transition};
-use userswap_policy::account::Verdicts;
-use userswap_policy::strides::{Ahead, Strides};
+use userswap_policy::strides::{Ahead, Strides, Verdicts};
 use userswap_store::Handle;
 
 /// A stream is worth going ahead of when so many pages come together.
@@ -58,9 +57,10 @@ pub enum Decision {
 }
 
 /// Why a page is to come back.
-enum Asked<'a> {
-    /// A thread waits for it. The lot of so many pages that it is in is worth bringing in with it; what may come along at even distances, these say.
-    Fault { lot: u32, strides: Option<&'a mut Strides> },
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// A thread waits for it. The lot of so many pages that it is in is worth bringing in with it.
+    Fault { lot: u32 },
     /// A stream will want it.
     Ahead,
     /// It, and all that follow.
@@ -253,19 +253,7 @@ impl Shard {
     /// A thread waits for `page`. Fills `flight` if something is to be loaded, with up to `most` pages: what
     /// there is of the aligned lot of so many pages that it is in, or, where that is one page, what follows if it was reached in order.
     pub fn decide(&mut self, page: PageIndex, most: u32, lot: u32, flight: &mut Flight) -> Decision {
-        self.decide_along(page, most, lot, None, flight)
-    }
-
-    /// As [`decide`](Self::decide): and if nothing else comes with the page, what is stored at even distances does, where threads have gone through memory like that.
-    pub fn decide_along(
-        &mut self,
-        page: PageIndex,
-        most: u32,
-        lot: u32,
-        strides: Option<&mut Strides>,
-        flight: &mut Flight,
-    ) -> Decision {
-        self.decide_for(page, Asked::Fault { lot, strides }, most, flight)
+        self.decide_for(page, Asked::Fault { lot }, most, flight)
     }
 
     /// As [`decide`](Self::decide) for what a stream will want next, which no thread waits for yet.
@@ -278,7 +266,7 @@ impl Shard {
         self.decide_for(page, Asked::All, pages, flight)
     }
 
-    fn decide_for(&mut self, page: PageIndex, asked: Asked<'_>, most: u32, flight: &mut Flight) -> Decision {
+    fn decide_for(&mut self, page: PageIndex, asked: Asked, most: u32, flight: &mut Flight) -> Decision {
         flight.pages.clear();
         flight.demand = 0;
         flight.ahead = None;
@@ -309,48 +297,42 @@ impl Shard {
                 Decision::Poison
             }
             PageState::Standby(_) | PageState::Stored(_) => {
-                match asked {
-                    Asked::All => self.board_run(page, most, true, flight),
-                    Asked::Ahead => {
-                        let window = self.around.go_on(page, most);
-                        self.board_run(page, window, false, flight);
-                        self.around.ran_to(page.0 + flight.len(), flight.len() - 1);
-                        flight.ahead = self.ahead(page, most);
-                    }
-                    Asked::Fault { lot, strides } => {
+                let mut of_lot = false;
+                let (first, window) = match asked {
+                    Asked::All => (page, most),
+                    Asked::Ahead => (page, self.around.go_on(page, most)),
+                    Asked::Fault { lot } => {
                         let pages = &self.pages;
                         let window = self.around.window(page, most, |page| pages.state(page).is_out());
+                        let verdicts = self.around.take_verdicts();
+                        self.count_verdicts(verdicts);
                         let around = self.lot_around(page, lot.min(most));
-                        let of_lot = window < around.1;
-                        let (first, window) = if of_lot { around } else { (page, window) };
-                        self.board_run(first, window, true, flight);
-                        flight.demand = page.since(first);
-                        let along = if of_lot { 0 } else { flight.len() - 1 };
-                        self.around.ran_to(first.0 + flight.len(), along);
-                        flight.ahead = self.ahead(page, most);
-                        if let Some(strides) = strides {
-                            self.take_along(strides, most, flight);
-                        }
-                        let Verdicts { used, unused } = self.around.account().take();
-                        self.counts.add_to(Transition::AlongUsed, used.into());
-                        self.counts.add_to(Transition::AlongUnused, unused.into());
+                        of_lot = window < around.1;
+                        if of_lot { around } else { (page, window) }
                     }
+                };
+                self.board_run(first, window, asked != Asked::Ahead, flight);
+                flight.demand = page.since(first);
+                if asked != Asked::All {
+                    let along = if of_lot { 0 } else { flight.len() - 1 };
+                    self.around.ran_to(first.0 + flight.len(), along);
+                    flight.ahead = self.ahead(page, most);
                 }
                 Decision::Load
             }
         }
     }
 
-    /// If nothing else comes with the page, what is stored at even distances does, `most` pages at most.
-    fn take_along(&mut self, strides: &mut Strides, most: u32, flight: &mut Flight) {
+    /// After [`Decision::Load`] for a fault: if nothing else comes with the page, what is stored at even distances does, `most` pages at most, where threads
+    /// have gone through memory like that.
+    pub fn take_along(&mut self, strides: &mut Strides, most: u32, flight: &mut Flight) {
         let room = flight.pages.capacity().saturating_sub(1);
         let most = most.saturating_sub(1).min(u32::try_from(room).unwrap_or(u32::MAX));
         if flight.len() != 1 || flight.slot().is_some() || most == 0 || self.around.was_aside() {
             return;
         }
         let page = flight.page(0);
-        let Ahead { stride, count } =
-            strides.asked(u64::from(self.id.0) << 32 | u64::from(page.0), most, self.around.account());
+        let Ahead { stride, count } = strides.asked(u64::from(self.id.0) << 32 | u64::from(page.0), most);
         for n in 1..=i64::from(count) {
             let Some(page) = u32::try_from(i64::from(page.0) + n * stride).ok().map(PageIndex) else { break };
             if page.0 >= self.len() {
@@ -369,6 +351,12 @@ impl Shard {
             flight.pages.reverse();
             flight.demand = flight.len() - 1;
         }
+        self.count_verdicts(strides.take_verdicts());
+    }
+
+    fn count_verdicts(&self, verdicts: Verdicts) {
+        self.counts.add_to(Transition::AlongUsed, verdicts.used.into());
+        self.counts.add_to(Transition::AlongUnused, verdicts.unused.into());
     }
 
     fn board(&mut self, page: PageIndex, aboard: PageState, transition: Transition, flight: &mut Flight) {

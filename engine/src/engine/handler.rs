@@ -47,9 +47,6 @@ const SPIN_LONG: Duration = Duration::from_micros(500);
 /// How often a handler reads one address space's messages before it looks at the others': once, where those have faults.
 const ROUNDS: u32 = 64;
 
-/// Pages brought in at once for who had more of the time than others that wait: so many take about as long as a fault by itself, and 32 three times that.
-const SHORT: u32 = 8;
-
 /// How long a handler waits for a gate before it turns to other address spaces.
 const PATIENCE: Duration = Duration::from_micros(100);
 
@@ -185,9 +182,7 @@ impl Shared {
         hands.last = None;
         let Some(space) = self.spaces.read().get(&id).cloned() else { return false };
         let mut served = false;
-        let turn = space.take_turn(id, &self.turns);
-        hands.beside = turn.beside;
-        hands.work.at_most(if turn.short { SHORT } else { u32::MAX });
+        hands.beside = space.take_turn(id, &self.turns);
         let rounds = if hands.beside { 0 } else { ROUNDS };
         for round in 0.. {
             let shared = self.placement.is_shared();

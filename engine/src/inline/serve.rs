@@ -91,13 +91,13 @@ impl Inline {
                 state.shard.decide_all(page, pages.min(self.around), &mut kit.flight)
             }
             Means::Ahead => state.shard.decide_ahead(page, self.around, &mut kit.flight),
-            _ => {
-                let has_room = self.has_room(&state);
-                let State { shard, strides, .. } = &mut *state;
-                let strides = has_room.then_some(strides);
-                shard.decide_along(page, self.around, 1, strides, &mut kit.flight)
-            }
+            _ => state.shard.decide(page, self.around, 1, &mut kit.flight),
         };
+        let is_waited_for = matches!(means, Means::Handler | Means::Thread { all: None });
+        if decision == Decision::Load && is_waited_for && self.has_room(&state) {
+            let State { shard, strides, .. } = &mut *state;
+            shard.take_along(strides, self.around, &mut kit.flight);
+        }
         let mut means = means;
         if decision == Decision::InFlight
             && let Some(next) = self.send_ahead(&mut state, &mut kit, means, self.around)

@@ -6,50 +6,47 @@
 //! limiter orders.
 
 use super::Memory;
-use crate::{Sampler, Victims};
+use crate::Victims;
 use std::collections::{BTreeMap, HashMap};
-use std::convert::Infallible;
 
 pub(super) struct Blind {
     victims: Victims,
-    sight: Sight,
+    /// Pages in memory, a bit each, of the blocks that have any. In order, as a page table is looked at.
+    blocks: BTreeMap<u64, u64>,
     resident: usize,
     /// More than this is ordered out ...
     most: usize,
     /// ... down to this.
     aim: usize,
-}
-
-/// What there is to see: the sampler of a trace.
-struct Sight {
-    /// Pages in memory, a bit each, of the blocks that have any. In order, as a page table is looked at.
-    blocks: BTreeMap<u64, u64>,
-    /// Pages that came back since the last order, of the blocks in their order.
+    /// Pages that came back since the last order.
     arrived: HashMap<u64, u64>,
     order: Vec<u64>,
-    /// Pages touched in memory since then, if there is a kernel that tells.
-    touched: Option<BTreeMap<u64, u64>>,
 }
 
 /// Pages of a block.
 const BLOCK: u64 = 64;
 
 impl Blind {
-    /// With room for so many pages. If it is `told`, it sees as well which pages were touched between two orders.
-    pub(super) fn new(room: usize, told: bool) -> Self {
+    pub(super) fn new(room: usize) -> Self {
         // As the limiter does where little comes in: it aims a 32nd below the limit, and half of that is slack.
         let (most, aim) = (room - room / 64, room - room / 32);
-        let sight = Sight {
+        Self {
+            victims: Victims::new(),
             blocks: BTreeMap::new(),
+            resident: 0,
+            most: most.max(1),
+            aim: aim.max(1),
             arrived: HashMap::new(),
             order: Vec::new(),
-            touched: told.then(BTreeMap::new),
-        };
-        Self { victims: Victims::new(), sight, resident: 0, most: most.max(1), aim: aim.max(1) }
+        }
     }
 
     fn evict(&mut self) {
-        self.victims.hear(&mut self.sight);
+        for block in self.order.drain(..) {
+            if let Some(pages) = self.arrived.remove(&block) {
+                self.victims.arrived(block, pages);
+            }
+        }
         self.look(false);
         self.choose();
         if self.resident > self.aim {
@@ -59,8 +56,11 @@ impl Blind {
     }
 
     fn look(&mut self, everywhere: bool) {
-        match self.victims.look(&mut self.sight, everywhere) {
-            Ok(()) => {}
+        for (block, pages) in &self.blocks {
+            let known = if everywhere { false } else { self.victims.is_known(*block) };
+            if !known {
+                self.victims.found(*block, *pages);
+            }
         }
     }
 
@@ -70,11 +70,11 @@ impl Blind {
                 return;
             }
             let Some(victim) = self.victims.choose() else { return };
-            let bits = self.sight.blocks.entry(victim.block).or_default();
+            let bits = self.blocks.entry(victim.block).or_default();
             let moved = (*bits & victim.pages).count_ones();
             *bits &= !victim.pages;
             if *bits == 0 {
-                self.sight.blocks.remove(&victim.block);
+                self.blocks.remove(&victim.block);
             }
             self.resident -= moved as usize;
             self.victims.left(victim, moved, 0);
@@ -82,53 +82,19 @@ impl Blind {
     }
 }
 
-impl Sampler for Sight {
-    type Error = Infallible;
-
-    fn arrivals(&mut self, tell: &mut dyn FnMut(u64, u64)) -> bool {
-        for block in self.order.drain(..) {
-            if let Some(pages) = self.arrived.remove(&block) {
-                tell(block, pages);
-            }
-        }
-        true
-    }
-
-    fn residents(
-        &mut self,
-        wanted: &dyn Fn(u64) -> bool,
-        tell: &mut dyn FnMut(u64, u64),
-    ) -> Result<(), Infallible> {
-        self.blocks
-            .iter()
-            .filter(|(block, _)| wanted(**block))
-            .for_each(|(block, pages)| tell(*block, *pages));
-        Ok(())
-    }
-
-    fn uses(&mut self, tell: &mut dyn FnMut(u64, u64)) -> bool {
-        let Some(touched) = &mut self.touched else { return false };
-        std::mem::take(touched).into_iter().for_each(|(block, pages)| tell(block, pages));
-        true
-    }
-}
-
 impl Memory for Blind {
     fn touch(&mut self, page: u64, first: bool) -> bool {
         let (block, bit) = (page / BLOCK, 1 << (page % BLOCK));
-        let pages = self.sight.blocks.entry(block).or_default();
+        let pages = self.blocks.entry(block).or_default();
         if *pages & bit != 0 {
-            if let Some(touched) = &mut self.sight.touched {
-                *touched.entry(block).or_default() |= bit;
-            }
             return true;
         }
         *pages |= bit;
         self.resident += 1;
         if !first {
-            let count = self.sight.arrived.entry(block).or_default();
+            let count = self.arrived.entry(block).or_default();
             if *count == 0 {
-                self.sight.order.push(block);
+                self.order.push(block);
             }
             *count |= bit;
         }

@@ -15,8 +15,6 @@ pub(super) struct Block {
     /// What `passes` was set to last.
     pub(super) earned: u32,
     pub(super) trial: Trial,
-    /// Pages that were used while they were in memory, since their last turn, as far as anything tells of that.
-    pub(super) used: u64,
 }
 
 /// A block's pages in one of the queues.

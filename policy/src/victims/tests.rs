@@ -1,5 +1,4 @@
 use super::*;
-use crate::sampler::Sampler;
 
 const PAGES: u64 = !0;
 
@@ -132,74 +131,6 @@ fn a_block_of_which_the_tried_page_comes_back_is_passed_over() {
         victims.arrived(used, tried[usize::try_from(used).unwrap()].pages);
         assert_eq!(victims.choose().map(|victim| victim.block), Some(1 - used));
     }
-}
-
-#[test]
-fn no_more_is_tried_than_may_be() {
-    for may in [0, 1, 2, 5] {
-        let mut victims = Victims::new();
-        (0..8).for_each(|block| victims.found(block, PAGES));
-        victims.may_try(may);
-        while let Some(victim) = victims.choose() {
-            victims.left(victim, victim.pages.count_ones(), 0);
-        }
-        assert_eq!((victims.take_tried(), victims.pages()), (may, 0));
-    }
-    // Who isn't in need tries what it takes.
-    let mut victims = Victims::new();
-    victims.found(1, PAGES);
-    victims.may_try(0);
-    let mut cold = victims.cold();
-    assert_eq!(victims.choose_cold(&mut cold).map(|victim| victim.known), Some(1));
-}
-
-/// What a kernel would tell that notes accesses.
-struct Told {
-    there: Vec<(u64, u64)>,
-    used: Vec<(u64, u64)>,
-}
-
-impl Sampler for Told {
-    type Error = std::convert::Infallible;
-
-    fn arrivals(&mut self, _: &mut dyn FnMut(u64, u64)) -> bool {
-        true
-    }
-
-    fn residents(
-        &mut self,
-        wanted: &dyn Fn(u64) -> bool,
-        tell: &mut dyn FnMut(u64, u64),
-    ) -> Result<(), Self::Error> {
-        self.there.iter().filter(|(block, _)| wanted(*block)).for_each(|(block, pages)| tell(*block, *pages));
-        Ok(())
-    }
-
-    fn uses(&mut self, tell: &mut dyn FnMut(u64, u64)) -> bool {
-        self.used.drain(..).for_each(|(block, pages)| tell(block, pages));
-        true
-    }
-}
-
-#[test]
-fn what_is_told_to_be_used_stays_and_nothing_is_tried() {
-    let mut victims = Victims::new();
-    let mut told = Told { there: vec![(1, PAGES), (2, PAGES), (3, PAGES)], used: Vec::new() };
-    victims.look(&mut told, false).unwrap();
-    // A page of one, all of another, nothing of the third.
-    told.used = vec![(1, 0b100), (2, PAGES), (9, 1)];
-    assert!(victims.hear(&mut told));
-    let mut went = HashMap::new();
-    for _ in 0..2 {
-        let victim = victims.choose().unwrap();
-        assert_eq!(went.insert(victim.block, victim.pages), None);
-        victims.left(victim, victim.pages.count_ones(), 0);
-    }
-    assert_eq!(went, HashMap::from([(1, !0b100), (3, PAGES)]));
-    assert_eq!((victims.take_tried(), victims.pages()), (0, 65));
-    assert!(victims.is_in(1) && victims.is_in(2));
-    // That was for one turn.
-    assert_eq!(victims.choose().map(|victim| victim.known > 0), Some(true));
 }
 
 #[test]

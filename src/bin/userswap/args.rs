@@ -192,8 +192,6 @@ const REPLAY_EXAMPLES: &str = "Examples:
 pub(crate) enum ReplayPolicy {
     /// What userswap does, seeing what it would see.
     Default,
-    /// The same with a kernel that tells which pages in memory were touched, as none does.
-    Told,
     /// Throws out what is touched latest from now on: nothing can do better.
     Belady,
     /// Throws out what was touched longest ago.

@@ -150,11 +150,6 @@ fn print_status(status: &control::Status) {
         totals.along_used as f64 * 100.0 / judged.max(1) as f64
     );
     println!(
-        "probing      {} pages tried, {} ms of a CPU's time to look for memory",
-        totals.tried_pages,
-        totals.looking_us / 1000
-    );
-    println!(
         "faults       {}, p50 {} p99 {} max {} µs in the daemon",
         totals.faults,
         totals.fault_ns.p50 / 1000,

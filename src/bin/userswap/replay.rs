@@ -102,7 +102,6 @@ impl From<ReplayPolicy> for Policy {
     fn from(policy: ReplayPolicy) -> Self {
         match policy {
             ReplayPolicy::Default => Self::Default,
-            ReplayPolicy::Told => Self::Told,
             ReplayPolicy::Belady => Self::Belady,
             ReplayPolicy::Lru => Self::Lru,
             ReplayPolicy::Clock => Self::Clock,
