@@ -524,8 +524,9 @@ impl Log {
 
     pub(super) fn given_back(&mut self, number: u32, done: bool) {
         let Some(segment) = self.segments.get_mut(number as usize) else { return };
-        segment.allocated = !done;
-        self.counts.allocated -= usize::from(done);
+        // One that a dead process may be writing to isn't known to take any room.
+        let was_allocated = std::mem::replace(&mut segment.allocated, !done);
+        self.counts.allocated = self.counts.allocated + usize::from(!done) - usize::from(was_allocated);
         if done
             && std::mem::replace(&mut segment.suspect, false)
             && let Some(book) = &self.book
