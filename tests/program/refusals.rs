@@ -91,6 +91,8 @@ fn a_socket_in_use() {
     until("the worker is dead", || state(worker).is_none_or(|state| state == "Z").then_some(()));
     daemon.kill().unwrap();
     daemon.wait().unwrap();
+    // Who held what they had open for them finds that nobody needs it.
+    until("nobody listens", || std::os::unix::net::UnixStream::connect(place.path("c")).err());
     // Its sockets are still there, and nobody listens: they are replaced.
     let again = place
         .userswap(&["daemon", "--listen", &place.at("s"), "--control", &place.at("c")])
